@@ -1,0 +1,70 @@
+# A thin front: CMake builds, scripts/ do the rest. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc)
+# Tests to run, as ctest -R takes them: make test TESTS=gateway
+TESTS ?=
+release := build/release
+sources = $(shell find src tests bench -name '*.h' -o -name '*.cc' -o -name '*.c' 2>/dev/null)
+
+# ccache refuses a precompiled header without these.
+export CCACHE_SLOPPINESS := pch_defines,time_macros
+export CTEST_OUTPUT_ON_FAILURE := 1
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := all
+.NOTPARALLEL:
+.PHONY: all setup setup-build rootfs test unit demo bench fmt lint asan install clean help
+
+all: setup-build ## build into build/release (the default)
+	@test -e $(release)/build.ninja || cmake --preset release
+	@cmake --build --preset release --parallel $(JOBS)
+
+setup: ## install the packages and the CRIU that are missing
+	@scripts/setup
+
+setup-build:
+	@scripts/setup --build-only
+
+rootfs: setup ## build the root filesystems that tests and examples use
+	@scripts/rootfs example
+	@scripts/rootfs programs
+
+# Unit tests go side by side. The others have machine-wide things to share, and go one by one.
+test: setup all rootfs ## build, then run every test (TESTS=regex: only those)
+	@status=0; \
+	others=$$(ctest --test-dir $(release) -N -LE '^unit$$' $(if $(TESTS),-R '$(TESTS)') | sed -n 's/^Total Tests: //p'); \
+	ctest --test-dir $(release) -L '^unit$$' --no-tests=ignore -j$(JOBS) $(if $(TESTS),-R '$(TESTS)') || status=1; \
+	if [ "$${others:-0}" -gt 0 ]; then \
+	  ctest --test-dir $(release) -LE '^unit$$' $(if $(TESTS),-R '$(TESTS)') || status=1; \
+	fi; \
+	exit $$status
+
+unit: all ## build, then run the unit tests only
+	@ctest --test-dir $(release) -L '^unit$$' -j$(JOBS) $(if $(TESTS),-R '$(TESTS)')
+
+demo: setup all ## show a pod that starts cold once, and warm from then on
+	@scripts/demo
+
+bench: setup all ## measure
+	@bench/run
+
+fmt: ## format the sources
+	@clang-format -i $(sources)
+
+lint: all ## check format, floors and, with clang-tidy, what changed since the last time
+	@scripts/lint
+
+asan: setup-build ## build with address and undefined-behaviour sanitizers, and run the unit tests
+	@test -e build/asan/build.ninja || cmake --preset asan
+	@cmake --build --preset asan --parallel $(JOBS)
+	@ctest --test-dir build/asan -L '^unit$$' -j$(JOBS) $(if $(TESTS),-R '$(TESTS)')
+
+install: all ## install into PREFIX (default /usr/local; DESTDIR is honoured)
+	@cmake --install $(release) --prefix $(PREFIX)
+
+clean: ## remove what was built here; downloads and root filesystems stay
+	rm -rf build
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

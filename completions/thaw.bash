@@ -1,0 +1,132 @@
+# bash completion of thaw; made by `thaw completion bash`
+_thaw() {
+  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+  local node=thaw offers='' values='' kind='' i
+  COMPREPLY=()
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    if [[ ${COMP_WORDS[i]} == -- ]]; then
+      COMPREPLY=($(compgen -f -- "$cur"))
+      return
+    fi
+    case "$node ${COMP_WORDS[i]}" in
+    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
+    esac
+  done
+  case "$node $prev" in
+    'thaw --host') kind=nothing ;;
+    'thaw daemon --data-dir') kind=directories ;;
+    'thaw daemon --listen') kind=nothing ;;
+    'thaw daemon --log-level') values='debug info warn error off' ;;
+    'thaw daemon --log-format') values='text json' ;;
+    'thaw daemon --runtime') kind=files ;;
+    'thaw daemon --criu') kind=directories ;;
+    'thaw daemon --slots') kind=nothing ;;
+    'thaw daemon --host') kind=nothing ;;
+    'thaw deploy --name') kind=nothing ;;
+    'thaw deploy --image') kind=files ;;
+    'thaw deploy --rootfs') kind=directories ;;
+    'thaw deploy -p') kind=nothing ;;
+    'thaw deploy --port') kind=nothing ;;
+    'thaw deploy --checkpoint-when') kind=nothing ;;
+    'thaw deploy -e') kind=nothing ;;
+    'thaw deploy --env') kind=nothing ;;
+    'thaw deploy -v') kind=nothing ;;
+    'thaw deploy --mount') kind=nothing ;;
+    'thaw deploy -u') kind=nothing ;;
+    'thaw deploy --user') kind=nothing ;;
+    'thaw deploy -w') kind=nothing ;;
+    'thaw deploy --workdir') kind=nothing ;;
+    'thaw deploy --cpu') kind=nothing ;;
+    'thaw deploy --memory') kind=nothing ;;
+    'thaw deploy --pids') kind=nothing ;;
+    'thaw deploy --gpu') kind=nothing ;;
+    'thaw deploy --min') kind=nothing ;;
+    'thaw deploy --max') kind=nothing ;;
+    'thaw deploy --replicas') kind=nothing ;;
+    'thaw deploy --timeout') kind=nothing ;;
+    'thaw deploy --host') kind=nothing ;;
+    'thaw ls --host') kind=nothing ;;
+    'thaw ps --host') kind=nothing ;;
+    'thaw logs -n') kind=nothing ;;
+    'thaw logs --tail') kind=nothing ;;
+    'thaw logs --since') kind=nothing ;;
+    'thaw logs --host') kind=nothing ;;
+    'thaw exec --host') kind=nothing ;;
+    'thaw scale --timeout') kind=nothing ;;
+    'thaw scale --host') kind=nothing ;;
+    'thaw stop --host') kind=nothing ;;
+    'thaw rm --host') kind=nothing ;;
+    'thaw events --pod') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw events --after') kind=nothing ;;
+    'thaw events --host') kind=nothing ;;
+    'thaw checkpoint --host') kind=nothing ;;
+    'thaw checkpoint ls --pod') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw checkpoint ls --host') kind=nothing ;;
+    'thaw checkpoint create --host') kind=nothing ;;
+    'thaw checkpoint inspect --host') kind=nothing ;;
+    'thaw checkpoint rm --host') kind=nothing ;;
+    'thaw image --host') kind=nothing ;;
+    'thaw image ls --host') kind=nothing ;;
+    'thaw image import --host') kind=nothing ;;
+    'thaw image rm --host') kind=nothing ;;
+    'thaw doctor --data-dir') kind=directories ;;
+    'thaw doctor --runtime') kind=files ;;
+    'thaw doctor --criu') kind=directories ;;
+    'thaw doctor --host') kind=nothing ;;
+    'thaw version --host') kind=nothing ;;
+    'thaw schema --host') kind=nothing ;;
+    'thaw completion --host') kind=nothing ;;
+  esac
+  if [[ -z $values && -z $kind ]]; then
+    case "$node" in
+    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events checkpoint image doctor version schema completion --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --stop-replicas-on-exit --host -h --help' ;;
+    'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
+    'thaw ls') offers='--json -q --quiet --host -h --help' ;;
+    'thaw ps') offers='-a --all --json -q --quiet --host -h --help' ;;
+    'thaw logs') offers='-f --follow -n --tail --since -t --timestamps --host -h --help' ;;
+    'thaw exec') offers='-i --interactive -t --tty --host -h --help' ;;
+    'thaw scale') offers='-w --wait --timeout --json --host -h --help' ;;
+    'thaw stop') offers='--host -h --help' ;;
+    'thaw rm') offers='-f --force --host -h --help' ;;
+    'thaw events') offers='-f --follow --pod --after --json --host -h --help' ;;
+    'thaw checkpoint') offers='ls create inspect rm --host -h --help' ;;
+    'thaw checkpoint ls') offers='--json -q --quiet --pod --host -h --help' ;;
+    'thaw checkpoint create') offers='--json --host -h --help' ;;
+    'thaw checkpoint inspect') offers='--host -h --help' ;;
+    'thaw checkpoint rm') offers='--host -h --help' ;;
+    'thaw image') offers='ls import rm --host -h --help' ;;
+    'thaw image ls') offers='--json -q --quiet --host -h --help' ;;
+    'thaw image import') offers='--json --host -h --help' ;;
+    'thaw image rm') offers='--host -h --help' ;;
+    'thaw doctor') offers='--json --data-dir --runtime --criu --host -h --help' ;;
+    'thaw version') offers='--json --host -h --help' ;;
+    'thaw schema') offers='--host -h --help' ;;
+    'thaw completion') offers='--host -h --help' ;;
+    esac
+    if [[ $cur != -* ]]; then
+      case "$node" in
+    'thaw deploy') kind=files ;;
+    'thaw ps') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw logs') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;
+    'thaw exec') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;
+    'thaw scale') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw stop') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw rm') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw checkpoint create') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw checkpoint inspect') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
+    'thaw checkpoint rm') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
+    'thaw image import') kind=files ;;
+    'thaw image rm') values=$(thaw image ls -q 2>/dev/null) ;;
+    'thaw completion') values='bash zsh fish' ;;
+      esac
+    fi
+  fi
+  case "$kind" in
+  files) COMPREPLY=($(compgen -f -W "$offers" -- "$cur")) ;;
+  directories) COMPREPLY=($(compgen -d -- "$cur")) ;;
+  nothing) ;;
+  *) COMPREPLY=($(compgen -W "$offers $values" -- "$cur")) ;;
+  esac
+}
+complete -o filenames -F _thaw thaw

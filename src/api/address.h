@@ -1,0 +1,33 @@
+// Where the daemon listens and where a client finds it: "unix:/path" or "tcp:host:port".
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "util/clock.h"
+#include "util/fd.h"
+
+namespace thaw::api {
+
+struct Address {
+  bool is_unix = true;
+  std::string path;        // unix
+  std::string host;        // tcp: a name or a number, IPv6 without brackets
+  std::uint16_t port = 0;  // tcp; 0 lets the kernel choose when listening
+  std::string text() const;
+};
+
+// Also takes a bare absolute path, unix:///path and tcp://host:port. `source` names where the text
+// came from ("--host"). kInvalid says which forms there are.
+Address parse_address(std::string_view text, std::string_view source);
+
+// A listening socket, close-on-exec. tcp: loopback only, and `address.port` becomes the real one.
+// unix: mode 0660, group `thaw` when the host has one; a socket file that nobody answers is
+// replaced, one that answers is kConflict.
+Fd listen_on(Address& address);
+
+// kUnavailable when nobody answers there; the message tells how to start a daemon.
+Fd connect_to(const Address& address, Deadline deadline);
+
+}  // namespace thaw::api

@@ -1,0 +1,176 @@
+#include "api/routes.h"
+
+#include <algorithm>
+
+#include "api/handlers.h"
+
+namespace thaw::api {
+namespace {
+
+std::string decode(std::string_view text, bool plus_is_space) {
+  auto digit = [](char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+  };
+  std::string decoded;
+  for (std::size_t index = 0; index < text.size(); ++index) {
+    if (text[index] == '+' && plus_is_space) {
+      decoded += ' ';
+    } else if (text[index] != '%') {
+      decoded += text[index];
+    } else {
+      int high = index + 2 < text.size() ? digit(text[index + 1]) : -1;
+      int low = index + 2 < text.size() ? digit(text[index + 2]) : -1;
+      if (high < 0 || low < 0 || (high == 0 && low == 0)) {
+        throw Error(Code::kInvalid, "read the address", std::string(text),
+                    "a percent sign is not followed by two hexadecimal digits, or they are zero",
+                    "encode the percent sign itself as %25");
+      }
+      decoded += static_cast<char>(high * 16 + low);
+      index += 2;
+    }
+  }
+  return decoded;
+}
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  while (!text.empty()) {
+    std::size_t end = std::min(text.find(separator), text.size());
+    if (end > 0) parts.push_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return parts;
+}
+
+bool matches(std::string_view pattern, const std::vector<std::string>& segments,
+             std::map<std::string, std::string>& parameters) {
+  auto parts = split(pattern, '/');
+  if (parts.size() != segments.size()) return false;
+  std::map<std::string, std::string> found;
+  for (std::size_t index = 0; index < parts.size(); ++index) {
+    std::string_view part = parts[index];
+    if (part.starts_with("{")) {
+      found[std::string(part.substr(1, part.size() - 2))] = segments[index];
+    } else if (part != segments[index]) {
+      return false;
+    }
+  }
+  parameters = std::move(found);
+  return true;
+}
+
+void check_query(const Route& route, const Request& request) {
+  for (auto& [key, value] : request.query) {
+    if (std::find(route.query.begin(), route.query.end(), key) != route.query.end()) continue;
+    std::string known;
+    for (auto name : route.query) known += (known.empty() ? "" : ", ") + std::string(name);
+    throw Error(Code::kInvalid, "answer", request.method + " " + request.target,
+                "the query key '" + key + "' is unknown",
+                known.empty() ? "send no query" : "known here: " + known);
+  }
+}
+
+void check_body(const Route& route, Exchange& exchange) {
+  const Request& request = exchange.request();
+  if (route.body == Body::kNone) {
+    exchange.body_object({});
+    return;
+  }
+  const std::string& type = request.content_type;
+  bool json = type == "application/json";
+  bool yaml = type == "application/yaml" || type == "application/x-yaml" || type == "text/yaml" ||
+              type == "text/x-yaml";
+  if (json || (yaml && route.body == Body::kSpec)) return;
+  throw HttpError(
+      415, Code::kInvalid, "read the body of", request.method + " " + request.target,
+      type.empty() ? "it has no Content-Type" : "the content type '" + type + "' is not taken here",
+      route.body == Body::kSpec ? "send application/json or application/yaml"
+                                : "send application/json");
+}
+
+}  // namespace
+
+const std::vector<Route>& routes() {
+  static const std::vector<Route> table = {
+      {"GET", "/v1/version", {}, Body::kNone, get_version},
+      {"GET", "/v1/doctor", {}, Body::kNone, get_doctor},
+      {"POST", "/v1/pods", {"dry_run"}, Body::kSpec, deploy_pod},
+      {"GET", "/v1/pods", {}, Body::kNone, list_pods},
+      {"GET", "/v1/pods/{name}", {}, Body::kNone, get_pod},
+      {"DELETE", "/v1/pods/{name}", {"force"}, Body::kNone, remove_pod},
+      {"POST", "/v1/pods/{name}/scale", {}, Body::kJson, scale_pod},
+      {"POST", "/v1/pods/{name}/stop", {}, Body::kNone, stop_pod},
+      {"POST", "/v1/pods/{name}/checkpoint", {}, Body::kNone, create_checkpoint},
+      {"GET", "/v1/replicas", {"pod", "all"}, Body::kNone, list_replicas},
+      {"GET", "/v1/replicas/{id}", {}, Body::kNone, get_replica},
+      {"POST", "/v1/replicas/{id}/stop", {}, Body::kNone, stop_replica},
+      {"GET", "/v1/replicas/{id}/logs", {"follow", "tail", "since"}, Body::kNone, stream_logs},
+      {"POST", "/v1/replicas/{id}/exec", {}, Body::kJson, exec_in_replica},
+      {"GET", "/v1/events", {"after", "follow", "pod", "limit"}, Body::kNone, stream_events},
+      {"GET", "/v1/checkpoints", {"pod"}, Body::kNone, list_checkpoints},
+      {"GET", "/v1/checkpoints/{id}", {}, Body::kNone, get_checkpoint},
+      {"DELETE", "/v1/checkpoints/{id}", {}, Body::kNone, remove_checkpoint},
+      {"POST", "/v1/images", {}, Body::kJson, import_image},
+      {"GET", "/v1/images", {}, Body::kNone, list_images},
+      {"DELETE", "/v1/images/{id}", {}, Body::kNone, remove_image},
+  };
+  return table;
+}
+
+void parse_target(Request& request) {
+  std::string_view target = request.target;
+  if (!target.starts_with("/")) {
+    throw Error(Code::kInvalid, "read the address", request.target, "it does not begin with /",
+                "ask for a path such as /v1/pods");
+  }
+  target = target.substr(0, target.find('#'));
+  std::size_t mark = target.find('?');
+  // Dot segments are resolved after decoding, so that an encoded one is no way around.
+  for (auto raw : split(target.substr(0, mark), '/')) {
+    std::string segment = decode(raw, false);
+    if (segment == ".") continue;
+    if (segment != "..") {
+      request.segments.push_back(std::move(segment));
+    } else if (!request.segments.empty()) {
+      request.segments.pop_back();
+    }
+  }
+  if (mark == std::string_view::npos) return;
+  for (auto pair : split(target.substr(mark + 1), '&')) {
+    std::size_t equals = pair.find('=');
+    std::string key = decode(pair.substr(0, equals), true);
+    std::string value =
+        equals == std::string_view::npos ? "" : decode(pair.substr(equals + 1), true);
+    if (!request.query.emplace(key, value).second) {
+      throw Error(Code::kInvalid, "read the query of", request.target,
+                  "the key '" + key + "' is given twice", "give it once");
+    }
+  }
+}
+
+void dispatch(Exchange& exchange) {
+  const Request& request = exchange.request();
+  std::string allowed;
+  for (auto& route : routes()) {
+    if (!matches(route.pattern, request.segments, exchange.path())) continue;
+    if (route.method != request.method) {
+      allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
+      continue;
+    }
+    check_query(route, request);
+    check_body(route, exchange);
+    route.handle(exchange);
+    return;
+  }
+  if (allowed.empty()) {
+    throw Error(Code::kNotFound, "answer", request.method + " " + request.target,
+                "there is nothing at this path", "see docs/openapi.yaml; paths begin with /v1");
+  }
+  throw HttpError(405, Code::kInvalid, "answer", request.method + " " + request.target,
+                  "the method is not allowed here", "use " + allowed, {{"Allow", allowed}});
+}
+
+}  // namespace thaw::api

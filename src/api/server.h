@@ -1,0 +1,41 @@
+// The HTTP server: listens on unix and loopback TCP sockets, one thread a connection.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "api/address.h"
+#include "api/backend.h"
+
+namespace thaw::api {
+
+struct ServerOptions {
+  std::vector<Address> listen;
+  int max_connections = 256;  // more are answered 503
+};
+
+class Server {
+ public:
+  // Binds and listens, so that a taken address is an error here; connections wait until start().
+  // `backend` outlives the server.
+  Server(Backend& backend, ServerOptions options);
+  // As stop().
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  void start();
+  // Accepts nothing more, ends idle connections and streams; requests under way are answered.
+  // Removes unix socket files.
+  void close();
+  // close(), then waits for the requests under way.
+  void stop();
+  // With the real ports.
+  const std::vector<Address>& addresses() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thaw::api

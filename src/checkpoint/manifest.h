@@ -1,0 +1,72 @@
+// A checkpoint on disk: a folder with images/ (CRIU's files), fs.0, fs.1 … (filesystem layers,
+// topmost first), shm/, dev/, thaw/ (contents of small mounts) and manifest.json, which names every
+// file with its size and digest and carries a keyed MAC. A folder without a valid manifest is no
+// checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace thaw::checkpoint {
+
+struct FileRecord {
+  std::string path;  // below the checkpoint's folder
+  std::uint64_t size = 0;
+  std::string sha256;
+};
+
+struct Manifest {
+  std::string id, pod, fingerprint, program;
+  nlohmann::json host;  // host class: arch, cpu, kernel, criu
+  std::string condition;
+  std::int64_t created_us = 0;
+  std::vector<std::string> environment;  // the dumped one; an entered process gets it too
+  std::vector<std::pair<std::string, std::string>> mounts;  // {target, key}
+  std::vector<std::string> pipes;            // "pipe:[inode]" of stdin, stdout, stderr at the dump
+  std::vector<std::string> layers;           // fs.0, …
+  std::vector<FileRecord> files;             // images/*
+  std::map<std::string, std::string> trees;  // folder -> digest
+  std::uint64_t memory_bytes = 0;            // size of the page images
+  std::uint64_t bytes = 0;                   // all
+  std::int64_t freeze_us = 0, dump_us = 0;
+  int tasks = 0;
+};
+
+nlohmann::json to_json(const Manifest& manifest);
+
+// The MAC key of a data directory: 32 random bytes in `data_dir`/mac.key, 0600, made at first use.
+std::string load_mac_key(const std::string& data_dir);
+
+// Completes files, trees and sizes from what lies in `directory`, then writes manifest.json
+// atomically. The checkpoint exists from then on.
+void seal(Manifest& manifest, const std::string& directory, const std::string& key);
+
+// A JSON file with the same kind of MAC beside the manifest; for what is learnt after sealing.
+// read_signed: null when absent or not ours.
+void write_signed(const std::string& path, nlohmann::json json, const std::string& key);
+nlohmann::json read_signed(const std::string& path, const std::string& key);
+
+// Checks checkpoints before anything in them is used. Remembers what it has hashed (by device,
+// inode, size and times), so that only the first restore after the daemon's start reads the memory
+// images. Thread-safe.
+class Verifier {
+ public:
+  explicit Verifier(std::string key) : key_(std::move(key)) {}
+  // The manifest, after its MAC, every size and every digest was found right. Error kCorrupt says
+  // what is wrong, kNotFound when there is no manifest.
+  Manifest verify(const std::string& directory);
+
+ private:
+  std::string key_;
+  std::mutex mutex_;
+  std::map<std::string, std::string>
+      known_;  // path -> identity of the inode that had the right digest
+};
+
+}  // namespace thaw::checkpoint

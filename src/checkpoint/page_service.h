@@ -1,0 +1,100 @@
+// Answers the page faults of one restored replica from its checkpoint's memory images, in place of
+// CRIU's lazy-pages daemon and on its socket protocol (FACTS of the protocol: docs/memory.md). What
+// is never touched is never read; the page cache is shared by all replicas of a checkpoint. One
+// thread. If it dies, untouched memory would read as zeros: the shim's keeper holds a second
+// reference to every userfaultfd and kills the replica then.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "checkpoint/page_index.h"
+#include "util/clock.h"
+#include "util/fd.h"
+
+namespace thaw::checkpoint {
+
+// A page of a process, as a record of what a start touches. The process id is the image's.
+struct TouchedRange {
+  int pid = 0;
+  std::uint64_t address = 0, length = 0;
+};
+
+// Sorted by process and address; ranges that overlap or lie up to four pages apart become one:
+// copying a few pages too many costs less than a fault.
+std::vector<TouchedRange> merge_ranges(std::vector<TouchedRange> ranges);
+
+struct PageServiceStats {
+  std::uint64_t faults = 0, fault_pages = 0, ahead_pages = 0, unread_bytes = 0;
+  std::size_t spaces = 0;  // address spaces served
+};
+
+// All are called from the service's thread.
+struct PageServiceCallbacks {
+  std::function<void(int fd)> hold;  // every userfaultfd (not owned), before it is used: pass a
+                                     // duplicate to the second holder
+  std::function<void()> let_go;  // none is needed any more: who holds one must close it, or faults
+                                 // on memory never written wait for ever
+  std::function<void(const std::string& why)>
+      failed;  // the service has ended; faults block from now on
+};
+
+class PageService {
+ public:
+  // Listens at `socket_dir`/lazy-pages.socket before it returns. `working_set` is copied ahead as
+  // soon as the ranges are registered, in order. `exact`: answers a fault with its page alone, so
+  // that touched() is complete; for making the record.  Error kCorrupt when the images make no
+  // sense: they are parsed as CRIU names them.
+  PageService(std::string images_dir, const std::string& socket_dir,
+              std::vector<TouchedRange> working_set, bool exact, PageServiceCallbacks callbacks);
+  ~PageService();
+
+  // Reads everything that is still unread, then lets go of all userfaultfds. After it a dump is
+  // whole. False at the deadline.
+  bool drain(Deadline deadline);
+  // Everything faulted or copied ahead so far that was really wanted: faults in order, merged. For
+  // the record of the next restore.
+  std::vector<TouchedRange> touched();
+  PageServiceStats stats();
+  // Why the service gave up, "" while it is well.
+  std::string failure();
+
+ private:
+  struct Space;      // one address space
+  struct PagesFile;  // a mapped pages image
+  void serve();
+  bool receive_from_criu();
+  void forget_dead();
+  bool handle_events(Space& space);
+  void copy_ahead();
+  bool copy(Space& space, const Piece& piece, std::uint64_t* copied);
+  void fault(Space& space, std::uint64_t address);
+  PagesFile& pages_file(const std::string& name);
+
+  std::string images_dir_;
+  PageServiceCallbacks callbacks_;
+  Fd listener_, connection_, wake_;
+  std::vector<TouchedRange> working_set_;
+  bool exact_;
+  std::size_t ahead_ = 0;      // next of working_set_
+  std::size_t prune_at_ = 16;  // number of spaces at which dead ones are looked for
+  std::map<int, std::unique_ptr<Space>> spaces_;  // by userfaultfd
+  std::map<std::string, std::unique_ptr<PagesFile>> files_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool closing_ = false, draining_ = false, drained_ = false;
+  std::string failure_;
+  PageServiceStats stats_;
+  std::vector<TouchedRange> touched_;
+  std::thread thread_;
+};
+
+}  // namespace thaw::checkpoint

@@ -1,0 +1,95 @@
+#include "cli/command.h"
+#include "cli/listing.h"
+#include "cli/progress.h"
+#include "util/clock.h"
+#include "util/file.h"
+
+namespace thaw::cli {
+namespace {
+
+struct Options {
+  Listing listing;
+  bool json = false;
+  std::string pod, id;
+  std::vector<std::string> ids;
+};
+
+int list(Context& context, const Options& options) {
+  auto checkpoints =
+      context.client().get(api::with_query("/v1/checkpoints", {{"pod", options.pod}}));
+  return show_listing(context, options.listing, checkpoints, "id", [&] {
+    Table table({"CHECKPOINT", "POD", "STATUS", "SIZE", "MEMORY", "FREEZE", "DUMP", "RESTORES",
+                 "AGE", "REASON"});
+    std::int64_t now = wall_us();
+    for (auto& row : checkpoints) {
+      table.add({row.at("id"), row.at("pod"), row.at("status"), format_bytes(row.at("bytes")),
+                 format_bytes(row.at("memory_bytes")), span(row.at("freeze_us")),
+                 span(row.at("dump_us")), row.at("restores").dump(), age(row.at("created_us"), now),
+                 text_of(row.at("reason"), "")});
+    }
+    return table;
+  });
+}
+
+int create(Context& context, const Options& options) {
+  auto client = context.client();
+  nlohmann::json checkpoint;
+  {
+    EventProgress progress(context, options.pod, context.progress() ? newest_event(client) : 0);
+    checkpoint = client.post("/v1/pods/" + api::encode(options.pod) + "/checkpoint");
+  }
+  if (options.json) {
+    print_json(checkpoint);
+  } else {
+    print_line(checkpoint.at("id").get<std::string>());
+  }
+  return kOk;
+}
+
+int remove(Context& context, const Options& options) {
+  auto client = context.client();
+  int result = kOk;
+  for (auto& id : options.ids) {
+    try {
+      client.remove("/v1/checkpoints/" + api::encode(id));
+      print_line(id);
+    } catch (const Error& error) {
+      print_error("thaw: " + std::string(error.what()));
+      if (result == kOk) result = exit_code_of(error);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Command checkpoint_command() {
+  auto options = std::make_shared<Options>();
+  Command ls{"ls", "List checkpoints, newest first", ""};
+  ls.options = listing_options(options->listing, "ids");
+  ls.options.push_back({"--pod", "NAME", &options->pod, "Only of this pod", "@pod"});
+  ls.run = [options](Context& context) { return list(context, *options); };
+
+  Command create_command{"create", "Checkpoint a ready replica of a pod now",
+                         "The replica serves on; its traffic is held while it is frozen."};
+  create_command.options = {{"--json", "", &options->json, "Print the checkpoint as JSON"}};
+  create_command.positionals = {{"POD", &options->pod, "The pod", true, "@pod"}};
+  create_command.run = [options](Context& context) { return create(context, *options); };
+
+  Command inspect{"inspect", "Show a checkpoint and its manifest as JSON", ""};
+  inspect.positionals = {{"ID", &options->id, "An id or its beginning", true, "@checkpoint"}};
+  inspect.run = [options](Context& context) {
+    print_json(context.client().get("/v1/checkpoints/" + api::encode(options->id)));
+    return static_cast<int>(kOk);
+  };
+
+  Command rm{"rm", "Remove checkpoints", "Replicas that started from one run on."};
+  rm.positionals = {{"ID", &options->ids, "Ids or their beginnings", true, "@checkpoint"}};
+  rm.run = [options](Context& context) { return remove(context, *options); };
+
+  Command command{"checkpoint", "List, create, inspect and remove checkpoints", ""};
+  command.commands = {ls, create_command, inspect, rm};
+  return command;
+}
+
+}  // namespace thaw::cli

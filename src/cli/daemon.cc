@@ -1,0 +1,160 @@
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+
+#include "api/controller_backend.h"
+#include "api/server.h"
+#include "cli/command.h"
+#include "pods/controller.h"
+#include "util/file.h"
+#include "util/log.h"
+#include "util/version.h"
+
+namespace thaw::cli {
+namespace {
+
+struct DaemonOptions {
+  lifecycle::Settings settings;
+  std::vector<std::string> listen;
+  std::string log_level = "info", log_format = "text", slots;
+  bool stop_replicas = false;
+};
+
+void set_up_log(const DaemonOptions& options) {
+  log::Level level;
+  if (!log::parse_level(options.log_level, level)) {
+    throw Error(Code::kInvalid, "use --log-level", options.log_level, "there is no such level",
+                "give debug, info, warn, error or off");
+  }
+  if (options.log_format != "text" && options.log_format != "json") {
+    throw Error(Code::kInvalid, "use --log-format", options.log_format, "there is no such format",
+                "give text or json");
+  }
+  log::set_level(level);
+  log::set_json(options.log_format == "json");
+}
+
+// systemd's readiness protocol, sd_notify(3): one datagram to NOTIFY_SOCKET.
+void notify_systemd(std::string_view message) {
+  const char* path = std::getenv("NOTIFY_SOCKET");
+  if (!path || (*path != '/' && *path != '@')) return;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::size_t length = std::strlen(path);
+  if (length >= sizeof address.sun_path) return;
+  std::memcpy(address.sun_path, path, length);
+  if (*path == '@') address.sun_path[0] = 0;
+  Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
+  if (!socket || ::sendto(socket.get(), message.data(), message.size(), MSG_NOSIGNAL,
+                          reinterpret_cast<sockaddr*>(&address), size) < 0) {
+    log::warn("systemd was not told", {{"socket", path}, {"error", std::strerror(errno)}});
+  }
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+void log_doctor(pods::Controller& controller) {
+  for (auto& check : controller.doctor()) {
+    if (check.status == pods::CheckResult::Status::kPass) continue;
+    log::warn(check.status == pods::CheckResult::Status::kFail ? "this host lacks something"
+                                                               : "this host is not at its best",
+              {{"check", check.name}, {"found", check.found}, {"remedy", check.remedy}});
+  }
+}
+
+int daemon(DaemonOptions& options) {
+  set_up_log(options);
+  if (::geteuid() != 0) {
+    throw Error(Code::kDenied, "run the daemon", {},
+                "it needs root, and this is user " + std::to_string(::geteuid()),
+                "start it with sudo, or by systemctl start thaw");
+  }
+  options.settings.data_dir = absolute_path(options.settings.data_dir);
+  if (!options.slots.empty())
+    options.settings.slots = static_cast<int>(number(options.slots, "--slots", 0, 1000));
+  std::vector<api::Address> listen;
+  for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
+  if (listen.empty())
+    listen.push_back(
+        api::parse_address("unix:" + options.settings.data_dir + "/thaw.sock", "--data-dir"));
+
+  // Before the first thread: all of them leave these signals to the descriptor below.
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGTERM);
+  ::sigaddset(&signals, SIGINT);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  Fd signal_fd(check(::signalfd(-1, &signals, SFD_CLOEXEC), "watch", "signals"));
+  raise_descriptor_limit();
+
+  pods::Controller controller(options.settings);
+  auto backend = api::make_controller_backend(controller);
+  api::Server server(*backend, {.listen = std::move(listen)});
+  controller.start();
+  log_doctor(controller);
+  server.start();
+  for (auto& address : server.addresses()) {
+    log::info("listening", {{"address", address.text()}});
+    if (!address.is_unix)
+      log::warn("everybody on this machine can use this port, and so become root",
+                {{"address", address.text()}});
+  }
+  log::info("ready", {{"version", std::string(kVersion)}, {"data_dir", options.settings.data_dir}});
+  notify_systemd("READY=1");
+
+  signalfd_siginfo info{};
+  while (::read(signal_fd.get(), &info, sizeof info) < 0 && errno == EINTR) {
+  }
+  log::info("stopping", {{"signal", ::strsignal(static_cast<int>(info.ssi_signo))},
+                         {"replicas", options.stop_replicas ? "are stopped" : "run on"}});
+  notify_systemd("STOPPING=1");
+  std::signal(SIGINT, SIG_DFL);  // a second signal ends it at once
+  ::pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  server.close();
+  controller.shutdown(options.stop_replicas);
+  server.stop();
+  log::info("stopped");
+  return kOk;
+}
+
+}  // namespace
+
+Command daemon_command() {
+  auto options = std::make_shared<DaemonOptions>();
+  Command command{"daemon", "Run the daemon in the foreground",
+                  "Logs to stderr, tells systemd when it is ready, and ends on SIGTERM or SIGINT; "
+                  "replicas run on and are "
+                  "taken back by the next daemon on the same data directory."};
+  command.options = {
+      {"--data-dir", "DIR", &options->settings.data_dir,
+       "State, images and checkpoints (/var/lib/thaw)", "@directory"},
+      {"--listen", "ADDRESS", &options->listen,
+       "unix:PATH or tcp:127.0.0.1:PORT; repeatable (unix:DATA-DIR/thaw.sock)"},
+      {"--log-level", "LEVEL", &options->log_level, "debug, info, warn, error or off (info)",
+       "debug info warn error off"},
+      {"--log-format", "FORMAT", &options->log_format, "text or json (text)", "text json"},
+      {"--runtime", "RUNTIME", &options->settings.runtime, "The OCI runtime for cold starts (runc)",
+       "@file"},
+      {"--criu", "DIR", &options->settings.criu_home, "Where CRIU is installed (found by itself)",
+       "@directory"},
+      {"--slots", "N", &options->slots, "Slots prepared ahead (2)"},
+      {"--stop-replicas-on-exit", "", &options->stop_replicas,
+       "Stop all replicas when the daemon ends"}};
+  command.run = [options](Context&) { return daemon(*options); };
+  return command;
+}
+
+}  // namespace thaw::cli

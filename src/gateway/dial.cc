@@ -1,0 +1,113 @@
+#include "gateway/dial.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/nsfs.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <exception>
+
+#include "util/error.h"
+#include "util/log.h"
+
+namespace thaw::gateway {
+namespace {
+
+constexpr std::uint32_t kGatewayAddress = 0x0a4d0001;  // 10.77.0.1
+constexpr std::uint32_t kAddresses[kReplicaAddresses] = {0x0a4d0002,
+                                                         0x7f000001};  // 10.77.0.2, 127.0.0.1
+
+sockaddr_in endpoint(std::uint32_t address, std::uint16_t port) {
+  return {.sin_family = AF_INET,
+          .sin_port = htons(port),
+          .sin_addr = {.s_addr = htonl(address)},
+          .sin_zero = {}};
+}
+
+int try_connect(int fd, int address, std::uint16_t port) {
+  sockaddr_in to = endpoint(kAddresses[address], port);
+  if (::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0 || errno == EISCONN) return 0;
+  return errno == EALREADY || errno == EINTR ? EINPROGRESS : errno;
+}
+
+}  // namespace
+
+bool Dialer::Attempt::pending() const { return error == EINPROGRESS; }
+
+Dialer::Dialer() : home_(Fd::open("/proc/thread-self/ns/net", O_RDONLY)) {}
+
+template <typename Work>
+auto Dialer::inside(const Fd& netns, const Work& work) {
+  using Result = decltype(work());
+  if (::setns(netns.get(), CLONE_NEWNET) < 0) return Result{-1};
+  Result result = work();
+  int cause = errno;
+  if (::setns(home_.get(), CLONE_NEWNET) < 0) {
+    // Going on would listen and connect in a container's network.
+    log::error("the gateway cannot return to the host's network namespace",
+               {{"error", std::strerror(errno)}});
+    std::terminate();
+  }
+  errno = cause;
+  return result;
+}
+
+Dialer::Attempt Dialer::connect(const Fd& netns, int address, std::uint16_t port) {
+  Fd socket(inside(
+      netns, [] { return ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }));
+  if (!socket) return {{}, errno};
+  int on = 1;
+  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  // The port is chosen by connect(2), so that it need be free for this destination only.
+  ::setsockopt(socket.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+  sockaddr_in from = endpoint(kGatewayAddress, 0);
+  if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&from), sizeof from) < 0) return {{}, errno};
+  int error = try_connect(socket.get(), address, port);
+  // Everything between us and the program is in this kernel: mostly the handshake is over when the
+  // call returns.
+  if (error == EINPROGRESS) error = try_connect(socket.get(), address, port);
+  if (error != 0 && error != EINPROGRESS) return {{}, error};
+  return {std::move(socket), error};
+}
+
+int Dialer::result(const Fd& socket) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size) < 0) return errno;
+  if (error != 0) return error;
+  sockaddr_in peer;
+  size = sizeof peer;
+  if (::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer), &size) == 0) return 0;
+  return errno == ENOTCONN ? EINPROGRESS : errno;
+}
+
+void Dialer::prepare(const Fd& netns, const std::string& replica) {
+  if (::ioctl(netns.get(), NS_GET_NSTYPE) != CLONE_NEWNET)
+    throw Error(Code::kInvalid, "open the gate of replica", replica,
+                "the descriptor given is no network namespace");
+  struct stat theirs {
+  }, ours{};
+  check(::fstat(netns.get(), &theirs), "read", "network namespace");
+  check(::fstat(home_.get(), &ours), "read", "network namespace");
+  if (theirs.st_ino == ours.st_ino) return;  // the host's settings are not ours
+  // A connection that we end first leaves its port in TIME_WAIT for a minute, and there is one
+  // source address. Timestamps make reuse after a second safe; the default allows it for
+  // 127.0.0.0/8 only.
+  int written = inside(netns, [] {
+    Fd setting(::open("/proc/sys/net/ipv4/tcp_tw_reuse", O_WRONLY | O_CLOEXEC));
+    return setting ? static_cast<int>(::write(setting.get(), "1", 1)) : -1;
+  });
+  if (written < 0)
+    log::debug("tcp_tw_reuse cannot be set in a replica's network",
+               {{"replica", replica}, {"error", std::strerror(errno)}});
+}
+
+}  // namespace thaw::gateway

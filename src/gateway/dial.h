@@ -1,0 +1,43 @@
+// Connections to a program in a replica, made from inside the replica's network namespace: a socket
+// keeps the namespace it was created in, so only the socket(2) call needs to be in there.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "util/fd.h"
+
+namespace thaw::gateway {
+
+// Where a program may listen: the replica's fixed address, then loopback for those that bind only
+// that.
+inline constexpr int kReplicaAddresses = 2;
+
+class Dialer {
+ public:
+  // Of the thread that will call connect(): its own namespace is where it returns to.
+  Dialer();
+
+  struct Attempt {
+    Fd socket;      // empty when it failed
+    int error = 0;  // errno; EINPROGRESS while it goes on
+    bool connected() const { return error == 0; }
+    bool pending() const;
+  };
+  // Non-blocking, with TCP_NODELAY. `address` counts from 0 to kReplicaAddresses - 1.
+  Attempt connect(const Fd& netns, int address, std::uint16_t port);
+  // How a pending attempt stands now: 0 connected, EINPROGRESS, or why it failed.
+  static int result(const Fd& socket);
+
+  // Checks that it is a network namespace, and lets the gateway's source address be used for more
+  // than 28,000 connections a minute (tcp_tw_reuse, in that namespace only). kInvalid when it is
+  // none.
+  void prepare(const Fd& netns, const std::string& replica);
+
+ private:
+  template <typename Work>
+  auto inside(const Fd& netns, const Work& work);
+  Fd home_;
+};
+
+}  // namespace thaw::gateway

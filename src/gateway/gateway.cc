@@ -1,0 +1,91 @@
+#include "gateway/gateway.h"
+
+#include <future>
+#include <thread>
+
+#include "gateway/router.h"
+
+namespace thaw::gateway {
+
+struct Gateway::Impl {
+  explicit Impl(Limits limits) : limits(limits) {}
+
+  EventLoop loop;
+  const Limits limits;
+  std::unique_ptr<Router> router;  // made, used and destroyed on the thread
+  std::thread thread;
+};
+
+Gateway::Gateway(Limits limits) : impl_(std::make_unique<Impl>(limits)) {
+  std::promise<void> started;
+  impl_->thread = std::thread([this, &started] {
+    try {
+      impl_->router = std::make_unique<Router>(impl_->loop, impl_->limits);
+    } catch (...) {
+      started.set_exception(std::current_exception());
+      return;
+    }
+    started.set_value();
+    impl_->loop.run();
+    impl_->router.reset();
+  });
+  try {
+    started.get_future().get();
+  } catch (...) {
+    impl_->thread.join();
+    throw;
+  }
+}
+
+Gateway::~Gateway() {
+  impl_->loop.call([&] { impl_->router->close_all(); });
+  impl_->loop.stop();
+  impl_->thread.join();
+}
+
+std::vector<PublishedPort> Gateway::publish(const std::string& pod,
+                                            const std::vector<PublishedPort>& ports) {
+  std::vector<PublishedPort> chosen;
+  impl_->loop.call([&] { chosen = impl_->router->publish(pod, ports); });
+  return chosen;
+}
+
+void Gateway::unpublish(const std::string& pod) {
+  impl_->loop.call([&] { impl_->router->unpublish(pod); });
+}
+
+void Gateway::open_gate(const std::string& pod, const std::string& replica, const Fd& netns) {
+  Fd own = netns.duplicate();
+  impl_->loop.call([&] { impl_->router->open_gate(pod, replica, std::move(own)); });
+}
+
+void Gateway::close_gate(const std::string& pod, const std::string& replica) {
+  impl_->loop.call([&] { impl_->router->close_gate(pod, replica); });
+}
+
+bool Gateway::drain(const std::string& replica, std::int64_t timeout_us) {
+  DrainWaiter waiter;
+  impl_->loop.call([&] { impl_->router->add_waiter(replica, waiter); });
+  bool free = waiter.wait(timeout_us);
+  // Also when it was woken: the loop may be inside wake() still, and the waiter lies on this stack.
+  impl_->loop.call([&] { impl_->router->remove_waiter(replica, waiter); });
+  return free;
+}
+
+void Gateway::drop(const std::string& replica) {
+  impl_->loop.call([&] { impl_->router->drop(replica); });
+}
+
+PodTraffic Gateway::traffic(const std::string& pod) const {
+  PodTraffic result;
+  impl_->loop.call([&] { result = impl_->router->traffic(pod); });
+  return result;
+}
+
+std::int64_t Gateway::in_flight(const std::string& replica) const {
+  std::int64_t result = 0;
+  impl_->loop.call([&] { result = impl_->router->in_flight(replica); });
+  return result;
+}
+
+}  // namespace thaw::gateway

@@ -1,0 +1,72 @@
+// Traffic to replicas: published ports listen from deploy on; a connection that comes while no
+// replica is ready is held; then a connection is made from inside a ready replica's network
+// namespace and the bytes move with splice(2). A replica's gate is closed until open_gate: the
+// gateway simply does not connect before. One epoll thread; the public functions are thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "util/fd.h"
+
+namespace thaw::gateway {
+
+struct Limits {
+  // A held client that hangs up is forgotten. One that sent something and then ended its stream
+  // stays: it may be a half-close that waits for its answer.
+  int held_per_port =
+      1024;  // connections held while no replica is ready; past it the client gets RST
+  std::int64_t held_timeout_us = 120'000'000;  // a connection held longer is reset
+  std::int64_t connect_timeout_us =
+      2'000'000;  // to the replica's port, after which the next address or replica is tried
+  std::int64_t idle_timeout_us = 3'600'000'000;
+};
+
+struct PublishedPort {
+  std::string address;     // IPv4 or IPv6 as text; empty: 127.0.0.1
+  std::uint16_t host = 0;  // 0: any free one
+  std::uint16_t container = 0;
+};
+
+struct PodTraffic {
+  std::int64_t held = 0;    // waiting for a replica, or for the next attempt to reach one
+  std::int64_t active = 0;  // with a replica: being connected, or spliced
+  std::int64_t total =
+      0;  // accepted since the pod was published, without those refused at the bound
+};
+
+class Gateway {
+ public:
+  explicit Gateway(Limits limits = {});
+  ~Gateway();  // closes listeners and connections
+
+  // Listens on the ports of a pod; returns the numbers chosen. Ports that the pod publishes already
+  // stay as they are (with their connections), ports that are gone are closed. kConflict with the
+  // port and who has it when one cannot be bound; then nothing changed.
+  std::vector<PublishedPort> publish(const std::string& pod,
+                                     const std::vector<PublishedPort>& ports);
+  // Stops listening; held connections are reset, spliced ones live on.
+  void unpublish(const std::string& pod);
+
+  // From now on connections go to this replica (the one with the fewest in flight). Held ones are
+  // connected at once. `netns` is duplicated. Opening an open gate is an Error (kInternal).
+  void open_gate(const std::string& pod, const std::string& replica, const Fd& netns);
+  // No new connections; those in flight go on. No error when it was not open.
+  void close_gate(const std::string& pod, const std::string& replica);
+  // Waits until no connection of this replica is in flight; false at the time-out.
+  bool drain(const std::string& replica, std::int64_t timeout_us);
+  // Resets what is left of this replica's connections.
+  void drop(const std::string& replica);
+
+  PodTraffic traffic(const std::string& pod) const;
+  std::int64_t in_flight(const std::string& replica) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thaw::gateway

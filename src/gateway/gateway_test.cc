@@ -1,0 +1,971 @@
+// Real sockets and real network namespaces: root is needed, and without it every test here fails.
+#include "gateway/gateway.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <future>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "util/clock.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/log.h"
+#include "util/process.h"
+
+namespace thaw::gateway {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr std::uint16_t kInside = 8080;
+constexpr int kPatienceS = 20;
+constexpr std::int64_t kPatienceUs = kPatienceS * 1'000'000;
+
+// ---- namespaces, clients, servers ----
+
+template <typename Work>
+void on_thread_in(const Fd* netns, const Work& work) {
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      if (netns)
+        check(::setns(netns->get(), CLONE_NEWNET), "enter", "network namespace");
+      else
+        check(::unshare(CLONE_NEWNET), "make", "network namespace");
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+Fd make_netns() {
+  Fd netns;
+  on_thread_in(nullptr, [&] {
+    netns = Fd::open("/proc/thread-self/ns/net", O_RDONLY);
+    RunResult result =
+        run({"ip", "-batch", "-"}, Deadline::after_ms(10'000), {},
+            "link set lo up\naddr add 10.77.0.1/32 dev lo\naddr add 10.77.0.2/32 dev lo\n");
+    if (!result.ok()) throw Error(Code::kSystem, "set up", "network namespace", result.why());
+  });
+  return netns;
+}
+
+sockaddr_in endpoint(const char* address, std::uint16_t port) {
+  sockaddr_in result{};
+  result.sin_family = AF_INET;
+  result.sin_port = htons(port);
+  inet_pton(AF_INET, address, &result.sin_addr);
+  return result;
+}
+
+void be_patient(const Fd& socket) {
+  timeval patience{.tv_sec = kPatienceS, .tv_usec = 0};
+  setsockopt(socket.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+}
+
+Fd make_socket() {
+  Fd socket(check(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "make", "socket"));
+  be_patient(socket);
+  return socket;
+}
+
+void connect_socket(const Fd& socket, std::uint16_t port) {
+  sockaddr_in to = endpoint("127.0.0.1", port);
+  check(::connect(socket.get(), reinterpret_cast<sockaddr*>(&to), sizeof to), "connect to",
+        std::to_string(port));
+}
+
+Fd connect_to(std::uint16_t port) {
+  Fd socket = make_socket();
+  connect_socket(socket, port);
+  return socket;
+}
+
+void say(const Fd& socket, std::string_view text) {
+  while (!text.empty()) {
+    ssize_t n = check(::send(socket.get(), text.data(), text.size(), MSG_NOSIGNAL), "send");
+    text.remove_prefix(static_cast<std::size_t>(n));
+  }
+}
+
+void end_sending(const Fd& socket) { ::shutdown(socket.get(), SHUT_WR); }
+
+void reset(Fd& socket) {
+  linger now{.l_onoff = 1, .l_linger = 0};
+  setsockopt(socket.get(), SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  socket.reset();
+}
+
+// Everything up to the end of stream; with `wanted`, that many bytes. "<what>" at the end when it
+// ended with an error.
+std::string hear(const Fd& socket, std::size_t wanted = SIZE_MAX) {
+  std::string result;
+  char buffer[65536];
+  while (result.size() < wanted) {
+    ssize_t n = ::recv(socket.get(), buffer, std::min(sizeof buffer, wanted - result.size()), 0);
+    if (n < 0)
+      return result + (errno == ECONNRESET ? "<reset>" : fmt::format("<{}>", std::strerror(errno)));
+    if (n == 0) break;
+    result.append(buffer, static_cast<std::size_t>(n));
+  }
+  return result;
+}
+
+template <typename Condition>
+bool eventually(const Condition& condition) {
+  for (Deadline end = Deadline::after_us(kPatienceUs); !end.passed();) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return condition();
+}
+
+// A program in a replica: listens in the namespace, each connection on a thread of its own.
+class Server {
+ public:
+  using Handler = std::function<void(Fd& client)>;
+
+  Server(const Fd& netns, Handler handler, const char* address = "10.77.0.2",
+         std::uint16_t port = kInside)
+      : handler_(std::move(handler)) {
+    on_thread_in(&netns, [&] {
+      listener_ = make_socket();
+      int on = 1;
+      setsockopt(listener_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+      sockaddr_in here = endpoint(address, port);
+      check(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&here), sizeof here), "bind",
+            address);
+      check(::listen(listener_.get(), 4096), "listen on", address);
+    });
+    thread_ = std::thread([this] { serve(); });
+  }
+  ~Server() {
+    signal_event(stop_);
+    thread_.join();
+    {
+      std::lock_guard lock(mutex_);
+      for (int fd : open_) ::shutdown(fd, SHUT_RDWR);
+    }
+    for (auto& worker : workers_) worker.join();
+  }
+
+  int accepted() const { return accepted_; }
+
+ private:
+  void serve() {
+    for (;;) {
+      pollfd wait[] = {{listener_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
+      ::poll(wait, 2, -1);
+      if (wait[1].revents) return;
+      Fd client(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (!client) continue;
+      be_patient(client);
+      ++accepted_;
+      workers_.emplace_back([this, client = std::move(client)]() mutable {
+        int fd = client.get();
+        {
+          std::lock_guard lock(mutex_);
+          open_.insert(fd);
+        }
+        try {
+          handler_(client);
+        } catch (const std::exception&) {
+          // The client left; what it should have seen is the test's to check.
+        }
+        std::lock_guard lock(mutex_);
+        open_.erase(fd);
+        client.reset();
+      });
+    }
+  }
+
+  Handler handler_;
+  Fd listener_;
+  Fd stop_ = Fd::event();
+  std::atomic<int> accepted_{0};
+  std::mutex mutex_;
+  std::set<int> open_;
+  std::vector<std::thread> workers_;
+  std::thread thread_;
+};
+
+void echo(Fd& client) {
+  for (;;) {
+    char buffer[65536];
+    ssize_t n = ::recv(client.get(), buffer, sizeof buffer, 0);
+    if (n <= 0) return;
+    say(client, {buffer, static_cast<std::size_t>(n)});
+  }
+}
+
+Server::Handler answers(std::string text) {
+  return [text = std::move(text)](Fd& client) {
+    hear(client, 4);
+    say(client, text);
+  };
+}
+
+// Bytes that tell where in the stream they are.
+std::string pattern(std::size_t size, std::uint64_t seed) {
+  std::string result(size, '\0');
+  for (std::size_t i = 0; i + 8 <= size; i += 8) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    std::memcpy(result.data() + i, &seed, 8);
+  }
+  return result;
+}
+
+std::size_t open_descriptors() {
+  return static_cast<std::size_t>(
+      std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}));
+}
+
+class GatewayTest : public testing::Test {
+ protected:
+  void SetUp() override { log::set_level(log::Level::kError); }
+  void TearDown() override { log::set_level(log::Level::kInfo); }
+
+  std::uint16_t publish(Gateway& gateway, const std::string& pod = "web",
+                        std::uint16_t inside = kInside) {
+    return gateway.publish(pod, {{"127.0.0.1", 0, inside}}).at(0).host;
+  }
+  // Clients that connect and wait; all are held when it returns.
+  std::vector<Fd> held_clients(Gateway& gateway, std::uint16_t port, int count) {
+    std::vector<Fd> clients;
+    for (int i = 0; i < count; ++i) clients.push_back(connect_to(port));
+    EXPECT_TRUE(eventually([&] { return gateway.traffic("web").held == count; }));
+    return clients;
+  }
+
+  Fd netns = make_netns();
+};
+
+// ---- the gate ----
+
+TEST_F(GatewayTest, HoldsUntilTheGateOpens) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"));
+  auto clients = held_clients(gateway, port, 1);
+  say(clients[0], "ping");
+  EXPECT_EQ(server.accepted(), 0);
+
+  gateway.open_gate("web", "r1", netns);
+  EXPECT_EQ(hear(clients[0]), "hello");
+  EXPECT_EQ(server.accepted(), 1);
+  clients.clear();
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+  PodTraffic traffic = gateway.traffic("web");
+  EXPECT_EQ(traffic.held, 0);
+  EXPECT_EQ(traffic.active, 0);
+  EXPECT_EQ(traffic.total, 1);
+}
+
+TEST_F(GatewayTest, ServesAtOnceWhenTheGateIsOpen) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"));
+  gateway.open_gate("web", "r1", netns);
+  for (int i = 0; i < 20; ++i) {
+    Fd client = connect_to(port);
+    say(client, "ping");
+    EXPECT_EQ(hear(client), "hello");
+  }
+}
+
+TEST_F(GatewayTest, AClosedGateLetsNothingThrough) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"));
+  gateway.open_gate("web", "r1", netns);
+  gateway.close_gate("web", "r1");
+  auto clients = held_clients(gateway, port, 3);
+  for (auto& client : clients) say(client, "ping");
+  EXPECT_TRUE(gateway.drain("r1", 0));
+  EXPECT_EQ(server.accepted(), 0);
+  EXPECT_EQ(gateway.in_flight("r1"), 0);
+
+  gateway.open_gate("web", "r1", netns);
+  for (auto& client : clients) EXPECT_EQ(hear(client), "hello");
+}
+
+TEST_F(GatewayTest, OpeningAnOpenGateIsAnError) {
+  Gateway gateway;
+  gateway.open_gate("web", "r1", netns);
+  try {
+    gateway.open_gate("web", "r1", netns);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kInternal);
+    EXPECT_THAT(error.what(), HasSubstr("r1"));
+  }
+  gateway.close_gate("web", "r1");
+  gateway.close_gate("web", "r1");
+  gateway.close_gate("nobody", "nothing");
+  gateway.open_gate("web", "r1", netns);
+}
+
+TEST_F(GatewayTest, RefusesADescriptorThatIsNoNetworkNamespace) {
+  Gateway gateway;
+  Fd other = Fd::open("/proc/self/ns/mnt", O_RDONLY);
+  EXPECT_THROW(gateway.open_gate("web", "r1", other), Error);
+  EXPECT_THROW(gateway.open_gate("web", "r1", Fd::open("/dev/null", O_RDONLY)), Error);
+  gateway.open_gate("web", "r1", netns);
+}
+
+TEST_F(GatewayTest, PortsCanBeUsedAgainWithinTheMinute) {
+  Gateway gateway;
+  gateway.open_gate("web", "r1", netns);
+  on_thread_in(&netns, [] { EXPECT_EQ(trim(read_file("/proc/sys/net/ipv4/tcp_tw_reuse")), "1"); });
+}
+
+TEST_F(GatewayTest, TheNamespaceIsTheGatewaysOwn) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"));
+  {
+    Fd borrowed = netns.duplicate();
+    gateway.open_gate("web", "r1", borrowed);
+  }
+  Fd client = connect_to(port);
+  say(client, "ping");
+  EXPECT_EQ(hear(client), "hello");
+}
+
+TEST_F(GatewayTest, TwoHundredHeldClientsAllGetTheirAnswer) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"));
+  auto clients = held_clients(gateway, port, 200);
+  for (auto& client : clients) say(client, "ping");
+  EXPECT_EQ(server.accepted(), 0);
+  gateway.open_gate("web", "r1", netns);
+  for (auto& client : clients) EXPECT_EQ(hear(client), "hello");
+  EXPECT_EQ(server.accepted(), 200);
+}
+
+// ---- holding ----
+
+TEST_F(GatewayTest, PastTheBoundClientsAreReset) {
+  Gateway gateway({.held_per_port = 3});
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"));
+  auto clients = held_clients(gateway, port, 3);
+  Fd late = connect_to(port);
+  EXPECT_EQ(hear(late), "<reset>");
+  EXPECT_EQ(gateway.traffic("web").held, 3);
+  gateway.open_gate("web", "r1", netns);
+  for (auto& client : clients) {
+    say(client, "ping");
+    EXPECT_EQ(hear(client), "hello");
+  }
+}
+
+TEST_F(GatewayTest, HeldTooLongIsReset) {
+  Gateway gateway({.held_timeout_us = 20'000});
+  std::uint16_t port = publish(gateway);
+  Fd client = connect_to(port);
+  say(client, "ping");
+  EXPECT_EQ(hear(client), "<reset>");
+  EXPECT_EQ(gateway.traffic("web").held, 0);
+}
+
+TEST_F(GatewayTest, AClientThatLeavesWhileHeldIsForgotten) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  auto clients = held_clients(gateway, port, 3);
+  clients[0].reset();  // end of stream
+  say(clients[1], "request");
+  reset(clients[1]);
+  EXPECT_TRUE(eventually([&] { return gateway.traffic("web").held == 1; }));
+  gateway.open_gate("web", "r1", netns);
+  say(clients[2], "ping");
+  end_sending(clients[2]);
+  EXPECT_EQ(hear(clients[2]), "ping");
+  EXPECT_EQ(server.accepted(), 1);
+}
+
+TEST_F(GatewayTest, ARequestHalfClosedWhileHeldIsAnswered) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, [](Fd& client) { say(client, "got " + hear(client)); });
+  auto clients = held_clients(gateway, port, 1);
+  say(clients[0], "all of it");
+  end_sending(clients[0]);
+  gateway.open_gate("web", "r1", netns);
+  EXPECT_EQ(hear(clients[0]), "got all of it");
+}
+
+TEST_F(GatewayTest, UnpublishResetsHeldAndSparesSpliced) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  gateway.open_gate("web", "r1", netns);
+  Fd spliced = connect_to(port);
+  say(spliced, "one");
+  EXPECT_EQ(hear(spliced, 3), "one");
+  gateway.close_gate("web", "r1");
+  auto clients = held_clients(gateway, port, 1);
+  gateway.unpublish("web");
+  gateway.unpublish("web");
+  EXPECT_EQ(hear(clients[0]), "<reset>");
+  EXPECT_THROW(connect_to(port), Error);
+  say(spliced, "two");
+  end_sending(spliced);
+  EXPECT_EQ(hear(spliced), "two");
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+// ---- reaching a replica ----
+
+TEST_F(GatewayTest, ReachesAProgramThatBindsLoopbackOnly) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, answers("hello"), "127.0.0.1");
+  gateway.open_gate("web", "r1", netns);
+  for (int i = 0; i < 3; ++i) {
+    Fd client = connect_to(port);
+    say(client, "ping");
+    EXPECT_EQ(hear(client), "hello");
+  }
+}
+
+TEST_F(GatewayTest, TheReplicaSeesTheGatewaysAddress) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, [](Fd& client) {
+    sockaddr_in peer{};
+    socklen_t size = sizeof peer;
+    getpeername(client.get(), reinterpret_cast<sockaddr*>(&peer), &size);
+    say(client, inet_ntoa(peer.sin_addr));
+  });
+  gateway.open_gate("web", "r1", netns);
+  EXPECT_EQ(hear(connect_to(port)), "10.77.0.1");
+}
+
+TEST_F(GatewayTest, RetriesUntilTheProgramListens) {
+  Gateway gateway({.connect_timeout_us = kPatienceUs});
+  std::uint16_t port = publish(gateway);
+  gateway.open_gate("web", "r1", netns);
+  auto clients = held_clients(gateway, port, 1);  // refused, so it waits for its next attempt
+  Server server(netns, answers("hello"));
+  say(clients[0], "ping");
+  EXPECT_EQ(hear(clients[0]), "hello");
+}
+
+TEST_F(GatewayTest, ResetsWhenEveryReplicaRefuses) {
+  Gateway gateway({.connect_timeout_us = 30'000});
+  std::uint16_t port = publish(gateway);
+  Fd other = make_netns();
+  gateway.open_gate("web", "r1", netns);
+  gateway.open_gate("web", "r2", other);
+  EXPECT_EQ(hear(connect_to(port)), "<reset>");
+  EXPECT_EQ(gateway.in_flight("r1"), 0);
+  EXPECT_EQ(gateway.in_flight("r2"), 0);
+}
+
+TEST_F(GatewayTest, TheNextReplicaServesWhatTheFirstRefuses) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Fd other = make_netns();
+  Server server(other, answers("hello"));
+  gateway.open_gate("web", "deaf", netns);
+  gateway.open_gate("web", "well", other);
+  for (int i = 0; i < 6; ++i) {
+    Fd client = connect_to(port);
+    say(client, "ping");
+    EXPECT_EQ(hear(client), "hello");
+  }
+}
+
+TEST_F(GatewayTest, TheNextReplicaServesWhatTheFirstLeavesHanging) {
+  Gateway gateway({.connect_timeout_us = 30'000});
+  std::uint16_t port = publish(gateway);
+  Fd other = make_netns();
+  Server server(other, answers("hello"));
+  // Packets to the port vanish in the first one.
+  on_thread_in(&netns, [] {
+    ASSERT_TRUE(run({"ip", "-batch", "-"}, Deadline::after_ms(10'000), {},
+                    "addr del 10.77.0.2/32 dev lo\nroute add blackhole 10.77.0.2/32\naddr del "
+                    "127.0.0.1/8 dev lo\n")
+                    .ok());
+  });
+  gateway.open_gate("web", "hanging", netns);
+  gateway.open_gate("web", "well", other);
+  for (int i = 0; i < 4; ++i) {
+    Fd client = connect_to(port);
+    say(client, "ping");
+    EXPECT_EQ(hear(client), "hello");
+  }
+}
+
+TEST_F(GatewayTest, BackToHeldWhenTheOnlyReplicaLeavesWhileItRefuses) {
+  Gateway gateway({.connect_timeout_us = 50'000});
+  std::uint16_t port = publish(gateway);
+  gateway.open_gate("web", "deaf", netns);
+  auto clients = held_clients(gateway, port, 1);
+  gateway.drop("deaf");
+  EXPECT_EQ(gateway.traffic("web").held, 1);
+  Server server(netns, answers("hello"));
+  gateway.open_gate("web", "well", netns);
+  say(clients[0], "ping");
+  EXPECT_EQ(hear(clients[0]), "hello");
+}
+
+TEST_F(GatewayTest, PicksTheReplicaWithTheFewestInFlight) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Fd other = make_netns();
+  Server one(netns, echo), two(other, echo);
+  gateway.open_gate("web", "r1", netns);
+  gateway.open_gate("web", "r2", other);
+  std::vector<Fd> clients;
+  auto connect = [&] {
+    clients.push_back(connect_to(port));
+    say(clients.back(), "x");
+    EXPECT_EQ(hear(clients.back(), 1), "x");
+  };
+  for (int i = 0; i < 10; ++i) connect();
+  EXPECT_EQ(gateway.in_flight("r1"), 5);
+  EXPECT_EQ(gateway.in_flight("r2"), 5);
+  EXPECT_EQ(gateway.traffic("web").active, 10);
+
+  gateway.close_gate("web", "r2");
+  connect();
+  connect();
+  EXPECT_EQ(gateway.in_flight("r1"), 7);
+  EXPECT_EQ(gateway.in_flight("r2"), 5);
+  gateway.open_gate("web", "r2", other);
+  connect();
+  connect();
+  EXPECT_EQ(gateway.in_flight("r1"), 7);
+  EXPECT_EQ(gateway.in_flight("r2"), 7);
+}
+
+// ---- leaving ----
+
+TEST_F(GatewayTest, DrainWaitsForTheLastConnection) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "x");
+  EXPECT_EQ(hear(client, 1), "x");
+  gateway.close_gate("web", "r1");
+  EXPECT_FALSE(gateway.drain("r1", 1'000));
+  EXPECT_EQ(gateway.in_flight("r1"), 1);
+  std::thread waiting([&] { EXPECT_TRUE(gateway.drain("r1", kPatienceUs)); });
+  say(client, "y");
+  EXPECT_EQ(hear(client, 1), "y");
+  end_sending(client);
+  EXPECT_EQ(hear(client), "");
+  waiting.join();
+  EXPECT_EQ(gateway.in_flight("r1"), 0);
+  EXPECT_TRUE(gateway.drain("unknown", 0));
+}
+
+TEST_F(GatewayTest, DropResetsWhatIsLeft) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "x");
+  EXPECT_EQ(hear(client, 1), "x");
+  std::thread waiting([&] { EXPECT_TRUE(gateway.drain("r1", kPatienceUs)); });
+  gateway.drop("r1");
+  EXPECT_EQ(hear(client), "<reset>");
+  EXPECT_EQ(gateway.in_flight("r1"), 0);
+  waiting.join();
+  gateway.drop("r1");
+  gateway.open_gate("web", "r1", netns);
+}
+
+TEST_F(GatewayTest, TheDestructorResetsEverything) {
+  auto gateway = std::make_unique<Gateway>();
+  std::uint16_t port = publish(*gateway);
+  Server server(netns, echo);
+  gateway->open_gate("web", "r1", netns);
+  Fd spliced = connect_to(port);
+  say(spliced, "x");
+  EXPECT_EQ(hear(spliced, 1), "x");
+  gateway->close_gate("web", "r1");
+  auto clients = held_clients(*gateway, port, 1);
+  gateway.reset();
+  EXPECT_EQ(hear(spliced), "<reset>");
+  EXPECT_EQ(hear(clients[0]), "<reset>");
+  EXPECT_THROW(connect_to(port), Error);
+}
+
+// ---- bytes ----
+
+TEST_F(GatewayTest, HalfCloseByTheClient) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, [](Fd& client) {
+    std::string all = hear(client);
+    say(client, "got " + all);
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "all of it");
+  end_sending(client);
+  EXPECT_EQ(hear(client), "got all of it");
+}
+
+TEST_F(GatewayTest, HalfCloseByTheReplica) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  std::promise<std::string> heard;
+  Server server(netns, [&](Fd& client) {
+    say(client, "greeting");
+    end_sending(client);
+    heard.set_value(hear(client));
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  EXPECT_EQ(hear(client), "greeting");
+  say(client, "still here");
+  end_sending(client);
+  EXPECT_EQ(heard.get_future().get(), "still here");
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+TEST_F(GatewayTest, SixtyFourMebibytesEachWay) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  constexpr std::size_t kSize = 64 << 20;
+  std::string up = pattern(kSize, 1), down = pattern(kSize, 2);
+  std::promise<bool> arrived;
+  Server server(netns, [&](Fd& client) {
+    std::thread sending([&] {
+      say(client, down);
+      end_sending(client);
+    });
+    arrived.set_value(hear(client) == up);
+    sending.join();
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  std::thread sending([&] {
+    say(client, up);
+    end_sending(client);
+  });
+  EXPECT_TRUE(hear(client) == down);
+  sending.join();
+  EXPECT_TRUE(arrived.get_future().get());
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+TEST_F(GatewayTest, OddSizesArriveInOrder) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  // From single bytes to more than the shared buffer, so that a connection changes between both
+  // ways of moving bytes.
+  for (std::size_t size : {1u, 17u, 65'535u, 65'536u, 65'537u, 1u, 300'001u, 3u, 2'000'003u, 5u}) {
+    std::string text = pattern(size, size);
+    std::thread sending([&] { say(client, text); });
+    EXPECT_TRUE(hear(client, size) == text) << size;
+    sending.join();
+  }
+}
+
+TEST_F(GatewayTest, AReaderThatStopsHoldsUpTheWriterAndLosesNothing) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  std::promise<void> go;
+  std::promise<std::string> heard;
+  Server server(netns, [&](Fd& client) {
+    go.get_future().wait();
+    heard.set_value(hear(client));
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  std::string text = pattern(64 << 20, 3);
+  std::size_t sent = 0;
+  // Until the way is full: nothing more is taken for a while, and far from everything was.
+  for (pollfd wait{client.get(), POLLOUT, 0}; sent < text.size() && ::poll(&wait, 1, 200) == 1;) {
+    ssize_t n =
+        ::send(client.get(), text.data() + sent, text.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) sent += static_cast<std::size_t>(n);
+  }
+  EXPECT_LT(sent, text.size());
+  end_sending(client);
+  go.set_value();
+  text.resize(sent);
+  EXPECT_TRUE(heard.get_future().get() == text);
+}
+
+TEST_F(GatewayTest, AResetOfTheClientReachesTheReplica) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  std::promise<std::string> heard;
+  Server server(netns, [&](Fd& client) {
+    say(client, hear(client, 4));
+    heard.set_value(hear(client));
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "ping");
+  EXPECT_EQ(hear(client, 4), "ping");
+  reset(client);
+  EXPECT_EQ(heard.get_future().get(), "<reset>");
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+TEST_F(GatewayTest, AResetOfTheReplicaReachesTheClientAfterItsLastWords) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Server server(netns, [&](Fd& client) {
+    hear(client, 4);
+    say(client, "413 too much");
+    client.reset();  // with bytes unread: a reset
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "ping and a body that nobody reads");
+  EXPECT_EQ(hear(client), "413 too much<reset>");
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+TEST_F(GatewayTest, AResetAfterAHalfCloseIsPassedOn) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  std::promise<void> gone;
+  Server server(netns, [&](Fd& client) {
+    EXPECT_EQ(hear(client), "request");
+    gone.get_future().wait();
+    reset(client);
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "request");
+  end_sending(client);
+  gone.set_value();
+  EXPECT_EQ(hear(client), "<reset>");
+}
+
+TEST_F(GatewayTest, IdleConnectionsAreReset) {
+  Gateway gateway({.idle_timeout_us = 50'000});
+  std::uint16_t port = publish(gateway);
+  std::promise<std::string> heard;
+  Server server(netns, [&](Fd& client) {
+    say(client, hear(client, 4));
+    heard.set_value(hear(client));
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "ping");
+  EXPECT_EQ(hear(client), "ping<reset>");
+  EXPECT_EQ(heard.get_future().get(), "<reset>");
+}
+
+// ---- publishing ----
+
+TEST_F(GatewayTest, PublishKeepsWhatStaysAndClosesWhatGoes) {
+  Gateway gateway;
+  auto first = gateway.publish("web", {{"127.0.0.1", 0, kInside}, {"127.0.0.1", 0, 81}});
+  ASSERT_EQ(first.size(), 2u);
+  EXPECT_NE(first[0].host, 0);
+  EXPECT_NE(first[0].host, first[1].host);
+  Fd held = connect_to(first[0].host), gone = connect_to(first[1].host);
+  EXPECT_TRUE(eventually([&] { return gateway.traffic("web").held == 2; }));
+
+  auto second = gateway.publish("web", {{"127.0.0.1", 0, 82}, {"127.0.0.1", 0, kInside}});
+  EXPECT_EQ(second[1].host, first[0].host);
+  EXPECT_EQ(hear(gone), "<reset>");
+  EXPECT_EQ(gateway.traffic("web").held, 1);
+  EXPECT_THROW(connect_to(first[1].host), Error);
+
+  // By number, too; and what is behind it may change.
+  auto third = gateway.publish("web", {{"127.0.0.1", first[0].host, 90}});
+  EXPECT_EQ(third[0].host, first[0].host);
+  EXPECT_EQ(gateway.traffic("web").held, 1);
+  // The same number on every address: the old listener makes room.
+  auto fourth = gateway.publish("web", {{"0.0.0.0", first[0].host, 90}});
+  EXPECT_EQ(fourth[0].host, first[0].host);
+  connect_to(first[0].host);
+  EXPECT_TRUE(gateway.publish("web", {}).empty());
+  EXPECT_THROW(connect_to(first[0].host), Error);
+}
+
+TEST_F(GatewayTest, AConflictNamesPortAndPodAndChangesNothing) {
+  Gateway gateway;
+  std::uint16_t taken = publish(gateway, "first");
+  std::uint16_t own = publish(gateway, "second");
+  Fd held = connect_to(own);
+  EXPECT_TRUE(eventually([&] { return gateway.traffic("second").held == 1; }));
+  for (const char* address : {"127.0.0.1", "0.0.0.0"}) {
+    try {
+      gateway.publish("second",
+                      {{"127.0.0.1", 0, 99}, {"0.0.0.0", own, kInside}, {address, taken, kInside}});
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kConflict);
+      EXPECT_THAT(error.what(), HasSubstr(fmt::format("{}:{}", address, taken)));
+      EXPECT_THAT(error.what(), HasSubstr("pod first"));
+    }
+  }
+  EXPECT_EQ(gateway.traffic("second").held, 1);
+  connect_to(own);
+  EXPECT_EQ(gateway.publish("second", {{"127.0.0.1", 0, kInside}})[0].host, own);
+}
+
+TEST_F(GatewayTest, AConflictWithAnotherProgram) {
+  Gateway gateway, other;
+  std::uint16_t taken = publish(other);
+  try {
+    gateway.publish("web", {{"127.0.0.1", taken, kInside}});
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kConflict);
+    EXPECT_THAT(error.what(), HasSubstr(std::to_string(taken)));
+  }
+}
+
+TEST_F(GatewayTest, RefusesWhatCannotBePublished) {
+  Gateway gateway;
+  auto code_of = [&](std::vector<PublishedPort> ports) {
+    try {
+      gateway.publish("web", ports);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return Code::kInternal;
+  };
+  EXPECT_EQ(code_of({{"not an address", 0, 80}}), Code::kInvalid);
+  EXPECT_EQ(code_of({{"192.0.2.1", 0, 80}}), Code::kInvalid);
+  EXPECT_EQ(code_of({{"127.0.0.1", 0, 0}}), Code::kInvalid);
+  EXPECT_EQ(code_of({{"127.0.0.1", 40'001, 80}, {"127.0.0.1", 40'001, 81}}), Code::kInvalid);
+}
+
+TEST_F(GatewayTest, PublishesOnIpv6) {
+  Gateway gateway;
+  Server server(netns, answers("hello"));
+  gateway.open_gate("web", "r1", netns);
+  auto chosen = gateway.publish("web", {{"::1", 0, kInside}});
+  Fd client(check(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), "make", "socket"));
+  sockaddr_in6 to{};
+  to.sin6_family = AF_INET6;
+  to.sin6_port = htons(chosen[0].host);
+  to.sin6_addr = in6addr_loopback;
+  check(::connect(client.get(), reinterpret_cast<sockaddr*>(&to), sizeof to), "connect");
+  say(client, "ping");
+  EXPECT_EQ(hear(client), "hello");
+}
+
+// ---- descriptors ----
+
+TEST_F(GatewayTest, LeavesNoDescriptorBehind) {
+  Server server(netns, echo);
+  std::size_t before = open_descriptors();
+  {
+    Gateway gateway;
+    std::uint16_t port = publish(gateway);
+    publish(gateway, "other");
+    gateway.open_gate("web", "r1", netns);
+    std::string text = pattern(1 << 20, 4);
+    for (int i = 0; i < 20; ++i) {
+      Fd client = connect_to(port);
+      std::thread sending([&] {
+        say(client, text);
+        end_sending(client);
+      });
+      EXPECT_TRUE(hear(client) == text);
+      sending.join();
+      Fd rude = connect_to(port);
+      say(rude, "x");
+      reset(rude);
+    }
+    gateway.close_gate("web", "r1");
+    EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+    auto clients = held_clients(gateway, port, 5);
+  }
+  // The server's own ends close as their threads find out.
+  EXPECT_TRUE(eventually([&] { return open_descriptors() == before; }));
+}
+
+TEST_F(GatewayTest, WithoutDescriptorsClientsAreResetAndLaterOnesServed) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  std::vector<Fd> clients;
+  for (int i = 0; i < 10; ++i) clients.push_back(make_socket());
+
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  rlimit small{.rlim_cur = 400, .rlim_max = limit.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &small);
+  std::vector<Fd> fillers;
+  for (int fd; (fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;) fillers.emplace_back(fd);
+  for (auto& client : clients) {
+    connect_socket(client, port);
+    EXPECT_EQ(hear(client), "<reset>");
+  }
+  fillers.clear();
+  setrlimit(RLIMIT_NOFILE, &limit);
+
+  Server server(netns, answers("hello"));
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  say(client, "ping");
+  EXPECT_EQ(hear(client), "hello");
+}
+
+TEST_F(GatewayTest, ManyThreadsOpenCloseAndConnectAtOnce) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway);
+  Fd other = make_netns();
+  Server one(netns, answers("hello")), two(other, answers("hello"));
+  gateway.open_gate("web", "r1", netns);
+  std::atomic<bool> stop{false};
+  std::thread scaling([&] {
+    for (int i = 0; !stop; ++i) {
+      std::string replica = fmt::format("extra-{}", i);
+      gateway.open_gate("web", replica, other);
+      gateway.traffic("web");
+      gateway.close_gate("web", replica);
+      EXPECT_TRUE(gateway.drain(replica, kPatienceUs));
+      gateway.drop(replica);
+    }
+  });
+  std::vector<std::thread> callers;
+  std::atomic<int> answered{0};
+  for (int i = 0; i < 4; ++i)
+    callers.emplace_back([&] {
+      for (int j = 0; j < 100; ++j) {
+        Fd client = connect_to(port);
+        say(client, "ping");
+        if (hear(client) == "hello") ++answered;
+      }
+    });
+  for (auto& caller : callers) caller.join();
+  stop = true;
+  scaling.join();
+  EXPECT_EQ(answered, 400);
+}
+
+}  // namespace
+}  // namespace thaw::gateway

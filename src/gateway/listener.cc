@@ -1,0 +1,121 @@
+#include "gateway/listener.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "gateway/relay.h"
+#include "util/error.h"
+
+namespace thaw::gateway {
+namespace {
+
+constexpr int kBacklog = 4096;
+
+bool is_v6(const std::string& address) { return address.find(':') != std::string::npos; }
+bool is_wildcard(const std::string& address) { return address == "0.0.0.0" || address == "::"; }
+
+socklen_t fill(sockaddr_storage& storage, const std::string& address, std::uint16_t port) {
+  if (is_v6(address)) {
+    auto* v6 = reinterpret_cast<sockaddr_in6*>(&storage);
+    v6->sin6_family = AF_INET6;
+    v6->sin6_port = htons(port);
+    ::inet_pton(AF_INET6, address.c_str(), &v6->sin6_addr);
+    return sizeof *v6;
+  }
+  auto* v4 = reinterpret_cast<sockaddr_in*>(&storage);
+  v4->sin_family = AF_INET;
+  v4->sin_port = htons(port);
+  ::inet_pton(AF_INET, address.c_str(), &v4->sin_addr);
+  return sizeof *v4;
+}
+
+void turn_on(const Fd& socket, int level, int option) {
+  int value = 1;
+  check(::setsockopt(socket.get(), level, option, &value, sizeof value), "set option of",
+        "listening socket");
+}
+
+[[noreturn]] void cannot_listen(const std::string& where, int cause) {
+  if (cause == EADDRINUSE)
+    throw Error(Code::kConflict, "listen on", where, "another program of this host has the port",
+                "choose another port, or end that program (ss -ltnp shows it)");
+  if (cause == EADDRNOTAVAIL)
+    throw Error(Code::kInvalid, "listen on", where, "no interface of this host has the address",
+                "choose an address that ip address shows, or 0.0.0.0 for all");
+  throw_errno("listen on", where, cause);
+}
+
+}  // namespace
+
+std::string normal_address(const std::string& address) {
+  if (address.empty() || address == "localhost") return "127.0.0.1";
+  char text[INET6_ADDRSTRLEN];
+  unsigned char bytes[sizeof(in6_addr)];
+  int family = is_v6(address) ? AF_INET6 : AF_INET;
+  std::string bare = address;
+  if (bare.size() > 2 && bare.front() == '[' && bare.back() == ']')
+    bare = bare.substr(1, bare.size() - 2);
+  if (::inet_pton(family, bare.c_str(), bytes) != 1)
+    throw Error(Code::kInvalid, "publish a port on", address, "that is no IPv4 or IPv6 address",
+                "write it like 127.0.0.1, 0.0.0.0 or ::1");
+  return ::inet_ntop(family, bytes, text, sizeof text);
+}
+
+std::string endpoint_text(const std::string& address, std::uint16_t port) {
+  return is_v6(address) ? fmt::format("[{}]:{}", address, port)
+                        : fmt::format("{}:{}", address, port);
+}
+
+bool addresses_overlap(const std::string& a, const std::string& b) {
+  return is_v6(a) == is_v6(b) && (a == b || is_wildcard(a) || is_wildcard(b));
+}
+
+Fd listen_on(const std::string& address, std::uint16_t port) {
+  std::string where = endpoint_text(address, port);
+  int family = is_v6(address) ? AF_INET6 : AF_INET;
+  Fd socket(check(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0),
+                  "make socket for", where));
+  turn_on(socket, SOL_SOCKET, SO_REUSEADDR);
+  if (family == AF_INET6) turn_on(socket, IPPROTO_IPV6, IPV6_V6ONLY);
+  turn_on(socket, IPPROTO_TCP, TCP_NODELAY);
+  keep_alive(socket);
+  sockaddr_storage storage{};
+  socklen_t size = fill(storage, address, port);
+  // With SO_REUSEADDR, it may be only listen(2) that finds the port taken.
+  if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&storage), size) < 0 ||
+      ::listen(socket.get(), kBacklog) < 0)
+    cannot_listen(where, errno);
+  return socket;
+}
+
+std::uint16_t port_of(const Fd& listener) {
+  sockaddr_storage storage{};
+  socklen_t size = sizeof storage;
+  check(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&storage), &size),
+        "read address of", "listening socket");
+  return ntohs(storage.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&storage)->sin6_port
+                                             : reinterpret_cast<sockaddr_in*>(&storage)->sin_port);
+}
+
+int ReserveDescriptor::shed(const Fd& listener) {
+  if (!fd_) retake();
+  fd_.reset();
+  Fd client(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  int cause = client ? 0 : errno;
+  reset_socket(client);
+  retake();
+  return cause;
+}
+
+void ReserveDescriptor::retake() { fd_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+}  // namespace thaw::gateway

@@ -1,0 +1,38 @@
+// Listening TCP sockets, and what to do when no descriptor is left for the next client.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "util/fd.h"
+
+namespace thaw::gateway {
+
+// An IPv4 or IPv6 address as text, or nothing (127.0.0.1). kInvalid when it is neither.
+std::string normal_address(const std::string& address);
+// "127.0.0.1:80", "[::1]:80"
+std::string endpoint_text(const std::string& address, std::uint16_t port);
+// Whether both cannot be bound at once.
+bool addresses_overlap(const std::string& a, const std::string& b);
+
+// Non-blocking; accepted sockets inherit TCP_NODELAY and keep-alive (a client that vanished is
+// noticed within two minutes). kConflict when another socket has it; the message does not know
+// whose.
+Fd listen_on(const std::string& address, std::uint16_t port);
+std::uint16_t port_of(const Fd& listener);
+
+// One descriptor kept back, so that with all others in use a waiting client can still be taken and
+// reset. Left alone it would keep its listener readable, and the thread spinning.
+class ReserveDescriptor {
+ public:
+  ReserveDescriptor() { retake(); }
+  // Takes and resets one waiting client. 0, or why it could not: EAGAIN when none waits (accept(2)
+  // looks for a descriptor before it looks for a client, so it complains then, too).
+  int shed(const Fd& listener);
+
+ private:
+  void retake();
+  Fd fd_;
+};
+
+}  // namespace thaw::gateway

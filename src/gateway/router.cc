@@ -1,0 +1,312 @@
+#include "gateway/router.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include <fmt/format.h>
+
+#include "util/error.h"
+#include "util/log.h"
+
+namespace thaw::gateway {
+namespace {
+
+constexpr std::int64_t kComplaintEveryUs = 1'000'000;
+constexpr std::int64_t kLongestWaitUs = 365LL * 24 * 3600 * 1'000'000;
+
+bool same_place(const PublishedPort& a, const PublishedPort& b) {
+  return a.address == b.address && a.host == b.host;
+}
+
+std::vector<PublishedPort> checked(const std::string& pod, std::vector<PublishedPort> ports) {
+  for (std::size_t i = 0; i < ports.size(); ++i) {
+    ports[i].address = normal_address(ports[i].address);
+    std::string where = endpoint_text(ports[i].address, ports[i].host);
+    if (ports[i].container == 0)
+      throw Error(Code::kInvalid, "publish port", fmt::format("{} of pod {}", where, pod),
+                  "the container's port is 0", "name the port that the program listens on");
+    for (std::size_t j = 0; j < i; ++j)
+      if (ports[i].host != 0 && same_place(ports[i], ports[j]))
+        throw Error(Code::kInvalid, "publish port", fmt::format("{} of pod {}", where, pod),
+                    "it is listed twice");
+  }
+  return ports;
+}
+
+}  // namespace
+
+void DrainWaiter::wake() {
+  std::lock_guard lock(mutex_);
+  free_ = true;
+  changed_.notify_all();
+}
+
+bool DrainWaiter::wait(std::int64_t timeout_us) {
+  std::unique_lock lock(mutex_);
+  auto time = std::chrono::microseconds(std::clamp<std::int64_t>(timeout_us, 0, kLongestWaitUs));
+  return changed_.wait_for(lock, time, [&] { return free_; });
+}
+
+// ---- ports ----
+
+std::vector<PublishedPort> Router::publish(const std::string& name,
+                                           const std::vector<PublishedPort>& requested) {
+  std::vector<PublishedPort> ports = checked(name, requested);
+  Pod& pod = pod_named(name);
+
+  // Which of the listeners that the pod has go on; exact numbers choose first, then "any".
+  std::vector<Port*> chosen(ports.size(), nullptr);
+  auto keep = [&](std::size_t i, auto matches) {
+    for (auto& port : pod.ports)
+      if (!chosen[i] && std::ranges::find(chosen, port.get()) == chosen.end() &&
+          matches(port->where))
+        chosen[i] = port.get();
+  };
+  for (std::size_t i = 0; i < ports.size(); ++i)
+    if (ports[i].host != 0)
+      keep(i, [&](const PublishedPort& has) { return same_place(has, ports[i]); });
+  for (std::size_t i = 0; i < ports.size(); ++i)
+    if (ports[i].host == 0)
+      keep(i, [&](const PublishedPort& has) {
+        return has.address == ports[i].address && has.container == ports[i].container;
+      });
+
+  // Everything that can fail comes before anything that is given up, but for a listener of ours
+  // that stands in the way of its own successor (127.0.0.1:80 becomes 0.0.0.0:80): that one listens
+  // again if the rest fails.
+  std::vector<std::unique_ptr<Port>> fresh;
+  std::vector<Port*> moved_aside;
+  try {
+    for (std::size_t i = 0; i < ports.size(); ++i) {
+      if (chosen[i]) continue;
+      for (auto& port : pod.ports)
+        if (ports[i].host == port->where.host &&
+            addresses_overlap(ports[i].address, port->where.address) && port->listener &&
+            std::ranges::find(chosen, port.get()) == chosen.end()) {
+          port->stop();
+          moved_aside.push_back(port.get());
+        }
+      fresh.push_back(std::make_unique<Port>(*this, pod, ports[i], listen_for(ports[i])));
+      fresh.back()->where.host = port_of(fresh.back()->listener);
+      fresh.back()->listen();
+      chosen[i] = fresh.back().get();
+    }
+  } catch (...) {
+    for (auto& port : fresh) close_port(std::move(port));
+    for (Port* port : moved_aside) {
+      port->listener = listen_on(port->where.address, port->where.host);
+      port->listen();
+    }
+    let_go(pod);
+    throw;
+  }
+
+  std::vector<std::unique_ptr<Port>> before = std::exchange(pod.ports, std::move(fresh));
+  for (auto& port : before) {
+    auto at = std::ranges::find(chosen, port.get());
+    if (at == chosen.end()) {
+      close_port(std::move(port));
+    } else {
+      port->where.container = ports[static_cast<std::size_t>(at - chosen.begin())].container;
+      pod.ports.push_back(std::move(port));
+    }
+  }
+  for (std::size_t i = 0; i < ports.size(); ++i) ports[i].host = chosen[i]->where.host;
+  let_go(pod);
+  return ports;
+}
+
+Fd Router::listen_for(const PublishedPort& port) const {
+  try {
+    return listen_on(port.address, port.host);
+  } catch (const Error& error) {
+    if (error.code() != Code::kConflict) throw;
+    for (auto& [name, pod] : pods_)
+      for (auto& other : pod.ports)
+        if (other->where.host == port.host && addresses_overlap(other->where.address, port.address))
+          throw Error(Code::kConflict, "listen on", endpoint_text(port.address, port.host),
+                      fmt::format("pod {} publishes it", name),
+                      "choose another port, or remove that pod");
+    throw;
+  }
+}
+
+void Router::unpublish(const std::string& name) {
+  if (!pods_.contains(name)) return;
+  Pod& pod = pod_named(name);
+  for (auto& port : std::exchange(pod.ports, {})) close_port(std::move(port));
+  let_go(pod);
+}
+
+void Router::close_port(std::unique_ptr<Port> port) {
+  port->stop();
+  for (Connection* connection : connections_where([&](auto& c) { return c.port() == port.get(); }))
+    connection->port_closed();
+  loop.retire(std::move(port));
+}
+
+// ---- gates ----
+
+void Router::open_gate(const std::string& pod_name, const std::string& id, Fd netns) {
+  auto known = replicas_.find(id);
+  if (known != replicas_.end() && known->second.open)
+    throw Error(Code::kInternal, "open the gate of replica", id, "it is open already");
+  if (known != replicas_.end() && known->second.pod.name != pod_name)
+    throw Error(Code::kInternal, "open the gate of replica", id,
+                fmt::format("it belongs to pod {}, not to {}", known->second.pod.name, pod_name));
+  dialer.prepare(netns, id);
+  Pod& pod = pod_named(pod_name);
+  if (known == replicas_.end())
+    known = replicas_.try_emplace(id, Replica{.id = id, .pod = pod, .serial = 0}).first;
+  else
+    let_go(pod);  // the replica is its user already
+  Replica& replica = known->second;
+  replica.serial = ++serial_;
+  replica.netns = std::move(netns);
+  replica.answered_at.clear();
+  replica.open = true;
+  pod.ready.push_back(&replica);
+
+  std::vector<Connection*> held;
+  for (auto& port : pod.ports) held.insert(held.end(), port->held.begin(), port->held.end());
+  for (Connection* connection : held) connection->dispatch();
+}
+
+void Router::close_gate(const std::string& pod, const std::string& id) {
+  auto found = replicas_.find(id);
+  if (found != replicas_.end() && found->second.pod.name == pod) close_gate(found->second);
+}
+
+void Router::close_gate(Replica& replica) {
+  if (!replica.open) return;
+  replica.open = false;
+  std::erase(replica.pod.ready, &replica);
+  forget_if_done(replica);
+}
+
+void Router::drop(const std::string& id) {
+  auto found = replicas_.find(id);
+  if (found == replicas_.end()) return;
+  Replica* replica = &found->second;
+  auto connections = connections_where([&](auto& c) { return c.replica() == replica; });
+  close_gate(
+      *replica);  // with no connection left it is gone now; with the last of them it goes below
+  for (Connection* connection : connections) connection->replica_dropped();
+}
+
+void Router::add_waiter(const std::string& id, DrainWaiter& waiter) {
+  auto found = replicas_.find(id);
+  if (found == replicas_.end() || found->second.in_flight == 0)
+    waiter.wake();
+  else
+    found->second.waiters.push_back(&waiter);
+}
+
+void Router::remove_waiter(const std::string& id, DrainWaiter& waiter) {
+  auto found = replicas_.find(id);
+  if (found != replicas_.end()) std::erase(found->second.waiters, &waiter);
+}
+
+Replica* Router::pick(Pod& pod, const std::vector<std::uint64_t>& tried) {
+  Replica* best = nullptr;
+  for (Replica* replica : pod.ready) {
+    if (std::ranges::find(tried, replica->serial) != tried.end()) continue;
+    if (!best ||
+        std::pair(replica->in_flight, replica->picked) < std::pair(best->in_flight, best->picked))
+      best = replica;
+  }
+  if (best) best->picked = ++picks_;
+  return best;
+}
+
+void Router::release(Replica& replica) {
+  if (--replica.in_flight > 0) return;
+  for (DrainWaiter* waiter : std::exchange(replica.waiters, {})) waiter->wake();
+  forget_if_done(replica);
+}
+
+// ---- connections ----
+
+void Router::accepted(Port& port, Fd client) {
+  Pod& pod = port.pod;
+  if (pod.ready.empty() && std::ssize(port.held) >= limits.held_per_port) {
+    complain("a connection was reset: too many are held", pod, port.where.container,
+             "no replica is ready");
+    return reset_socket(client);
+  }
+  auto owned = std::make_unique<Connection>(*this, port, std::move(client));
+  Connection& connection = *owned;
+  connections_.emplace(&connection, std::move(owned));
+  ++pod.users;
+  ++pod.traffic.total;
+  connection.start();
+}
+
+void Router::forget(Connection& connection) {
+  auto found = connections_.find(&connection);
+  Pod& pod = connection.pod();
+  loop.retire(std::move(found->second));
+  connections_.erase(found);
+  let_go(pod);
+}
+
+std::vector<Connection*> Router::connections_where(
+    const std::function<bool(const Connection&)>& matches) const {
+  std::vector<Connection*> result;
+  for (auto& [connection, owned] : connections_)
+    if (matches(*connection)) result.push_back(connection);
+  return result;
+}
+
+PodTraffic Router::traffic(const std::string& name) const {
+  auto found = pods_.find(name);
+  return found == pods_.end() ? PodTraffic{} : found->second.traffic;
+}
+
+std::int64_t Router::in_flight(const std::string& id) const {
+  auto found = replicas_.find(id);
+  return found == replicas_.end() ? 0 : found->second.in_flight;
+}
+
+void Router::complain(std::string_view message, const Pod& pod, std::uint16_t port,
+                      std::string_view why) {
+  ++unsaid_;
+  if (loop.now_us() - complained_us_ < kComplaintEveryUs) return;
+  log::warn(message, {{"pod", pod.name},
+                      {"port", std::to_string(port)},
+                      {"cause", std::string(why)},
+                      {"such_events", std::to_string(unsaid_)}});
+  complained_us_ = loop.now_us();
+  unsaid_ = 0;
+}
+
+void Router::close_all() {
+  std::vector<std::string> pods;
+  for (auto& [name, pod] : pods_) pods.push_back(name);
+  for (auto& name : pods) unpublish(name);
+  std::vector<std::string> replicas;
+  for (auto& [id, replica] : replicas_) replicas.push_back(id);
+  for (auto& id : replicas) drop(id);
+}
+
+// ---- what lives how long ----
+
+Pod& Router::pod_named(const std::string& name) {
+  Pod& pod = pods_[name];
+  pod.name = name;
+  ++pod.users;
+  return pod;
+}
+
+void Router::let_go(Pod& pod) {
+  if (--pod.users == 0 && pod.ports.empty()) pods_.erase(std::string(pod.name));
+}
+
+void Router::forget_if_done(Replica& replica) {
+  if (replica.open || replica.in_flight > 0) return;
+  Pod& pod = replica.pod;
+  replicas_.erase(std::string(replica.id));
+  let_go(pod);
+}
+
+}  // namespace thaw::gateway

@@ -1,0 +1,132 @@
+// Pods, their published ports, their replicas' gates, and which connection goes where. Loop thread
+// only; the Gateway posts to it.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "gateway/connection.h"
+#include "gateway/dial.h"
+#include "gateway/event_loop.h"
+#include "gateway/gateway.h"
+#include "gateway/listener.h"
+#include "gateway/relay.h"
+
+namespace thaw::gateway {
+
+struct Pod;
+class Router;
+
+// A listening port of a pod and the clients that wait behind it.
+class Port final : public EventLoop::Handler {
+ public:
+  Port(Router& router, Pod& pod, PublishedPort where, Fd listener);
+
+  void listen();  // starts watching the listener
+  void stop();    // closes it
+  void on_events(int tag, std::uint32_t events) override;
+  void on_timer() override;
+
+  Router& router;
+  Pod& pod;
+  PublishedPort where;
+  Fd listener;
+  std::list<Connection*> held;  // oldest first
+
+ private:
+  void pause();
+};
+
+// Whoever waits for a replica to be free of connections; lives on the waiting thread's stack.
+class DrainWaiter {
+ public:
+  void wake();
+  bool wait(std::int64_t timeout_us);  // false at the time-out
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool free_ = false;
+};
+
+struct Replica {
+  std::string id;
+  Pod& pod;
+  std::uint64_t serial;  // of this opening: a connection remembers whom it tried
+  Fd netns;
+  bool open = false;
+  std::int64_t in_flight = 0;
+  std::uint64_t picked = 0;                  // when last: equals take turns
+  std::map<std::uint16_t, int> answered_at;  // container port -> the address that accepted last
+  std::vector<DrainWaiter*> waiters;
+};
+
+struct Pod {
+  std::string name;
+  std::vector<std::unique_ptr<Port>> ports;
+  std::vector<Replica*> ready;  // with the gate open
+  PodTraffic traffic;
+  std::int64_t users =
+      0;  // connections, replicas, calls at work: it lives as long as anything refers to it
+};
+
+class Router {
+ public:
+  Router(EventLoop& loop, Limits limits) : loop(loop), limits(limits) {}
+
+  std::vector<PublishedPort> publish(const std::string& pod,
+                                     const std::vector<PublishedPort>& ports);
+  void unpublish(const std::string& pod);
+  void open_gate(const std::string& pod, const std::string& replica, Fd netns);
+  void close_gate(const std::string& pod, const std::string& replica);
+  void drop(const std::string& replica);
+  void add_waiter(const std::string& replica,
+                  DrainWaiter& waiter);  // wakes it at once when the replica is free
+  void remove_waiter(const std::string& replica, DrainWaiter& waiter);
+  PodTraffic traffic(const std::string& pod) const;
+  std::int64_t in_flight(const std::string& replica) const;
+  void close_all();
+
+  // For ports and connections.
+  void accepted(Port& port, Fd client);
+  // The ready replica with the fewest connections in flight that is not among `tried`; nullptr when
+  // there is none.
+  Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried);
+  void release(Replica& replica);  // one connection less
+  void forget(Connection& connection);
+  // A warning, one a second at most: a flood of failing clients is not to become a flood of lines.
+  void complain(std::string_view message, const Pod& pod, std::uint16_t port, std::string_view why);
+
+  EventLoop& loop;
+  const Limits limits;
+  Dialer dialer;
+  RelayTools tools;
+  ReserveDescriptor reserve;
+
+ private:
+  Pod& pod_named(const std::string& name);
+  void let_go(Pod& pod);  // one user less
+  void forget_if_done(Replica& replica);
+  void close_gate(Replica& replica);
+  void close_port(std::unique_ptr<Port> port);
+  std::vector<Connection*> connections_where(
+      const std::function<bool(const Connection&)>& matches) const;
+  Fd listen_for(const PublishedPort& port) const;
+
+  std::map<std::string, Pod> pods_;
+  std::map<std::string, Replica> replicas_;
+  std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;
+  std::uint64_t serial_ = 0, picks_ = 0;
+  std::int64_t complained_us_ = 0, unsaid_ = 0;
+};
+
+}  // namespace thaw::gateway

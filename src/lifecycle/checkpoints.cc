@@ -1,0 +1,417 @@
+#include "lifecycle/checkpoints.h"
+
+#include "checkpoint/page_service.h"
+#include "lifecycle/restore.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/log.h"
+
+namespace thaw::lifecycle {
+namespace {
+
+constexpr std::int64_t kLeaseUs = 15 * 60'000'000LL;
+constexpr std::int64_t kFirstBackoffUs = 60'000'000, kLongestBackoffUs = 6 * 3'600'000'000LL;
+constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
+constexpr std::size_t kMostRanges = 4000;  // they travel in one message to the shim
+
+bool one_of(const std::string& status, std::initializer_list<const char*> list) {
+  return std::any_of(list.begin(), list.end(), [&](const char* name) { return status == name; });
+}
+
+}  // namespace
+
+Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
+                         nlohmann::json host)
+    : settings_(settings),
+      database_(database),
+      slots_(slots),
+      host_(std::move(host)),
+      key_(checkpoint::load_mac_key(settings.data_dir)),
+      verifier_(key_),
+      closing_event_(Fd::event()) {
+  make_directories(settings_.data_dir + "/checkpoints", 0700);
+  worker_ = std::thread([this] { work_loop(); });
+}
+
+Checkpoints::~Checkpoints() {
+  {
+    std::scoped_lock lock(mutex_);
+    closing_ = true;
+    signal_event(closing_event_);
+    changed_.notify_all();
+  }
+  worker_.join();
+}
+
+void Checkpoints::set_status(const std::string& id, const std::string& status,
+                             const std::string& reason) {
+  database_.transaction([&] {
+    auto row = database_.checkpoint(id);
+    if (!row || row->status == "deleted") return;
+    row->status = status;
+    row->reason = reason;
+    row->updated_us = wall_us();
+    database_.put_checkpoint(*row);
+    database_.append_event(
+        {.type = "checkpoint." + status,
+         .pod = row->pod,
+         .replica = row->replica,
+         .checkpoint = id,
+         .message = reason.empty() ? "checkpoint " + id + " is " + status : reason});
+  });
+  std::scoped_lock lock(mutex_);
+  changed_.notify_all();
+}
+
+void Checkpoints::done_with(const std::string& id) {
+  {
+    std::scoped_lock lock(mutex_);
+    in_work_.erase(id);
+  }
+  replica_ended();
+}
+
+void Checkpoints::discard_files(const std::string& id) {
+  try {
+    remove_tree(settings_.checkpoint_dir(id));
+  } catch (const Error& error) {
+    log::warn("files of a checkpoint could not be removed",
+              {{"checkpoint", id}, {"error", error.what()}});
+  }
+}
+
+bool Checkpoints::exists_for(const std::string& fingerprint) {
+  for (const auto& row : database_.checkpoints({}, fingerprint))
+    if (one_of(row.status, {"creating", "sealed", "verifying", "available"})) return true;
+  return false;
+}
+
+UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
+  UsableCheckpoint usable;
+  usable.row = row;
+  usable.directory = settings_.checkpoint_dir(row.id);
+  usable.manifest = verifier_.verify(usable.directory);
+  for (const std::string& layer : usable.manifest.layers)
+    usable.layers.push_back(usable.directory + "/" + layer);
+  nlohmann::json record = checkpoint::read_signed(usable.directory + "/record.json", key_);
+  if (record.is_object()) usable.working_set = record.at("ranges");
+  return usable;
+}
+
+void Checkpoints::learn(const UsableCheckpoint& checkpoint, const nlohmann::json& touched) {
+  if (touched.empty()) return;
+  std::vector<checkpoint::TouchedRange> ranges;
+  for (const nlohmann::json* list : {&checkpoint.working_set, &touched})
+    for (const auto& range : *list) ranges.push_back({range.at(0), range.at(1), range.at(2)});
+  ranges = checkpoint::merge_ranges(std::move(ranges));
+  if (ranges.size() > kMostRanges) return;
+  nlohmann::json list = nlohmann::json::array();
+  for (const auto& range : ranges) list.push_back({range.pid, range.address, range.length});
+  try {
+    if (exists(checkpoint.directory + "/manifest.json"))
+      checkpoint::write_signed(checkpoint.directory + "/record.json", {{"ranges", list}}, key_);
+  } catch (const Error& error) {
+    log::warn("what a start touched could not be written down",
+              {{"checkpoint", checkpoint.row.id}, {"error", error.what()}});
+  }
+}
+
+std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint,
+                                                  const Note& note) {
+  for (auto& row : database_.checkpoints({}, fingerprint)) {
+    if (row.status != "available") continue;
+    if (auto pause = database_.backoff("restore-" + row.id); pause && pause->until_us > wall_us()) {
+      if (note)
+        note(fmt::format("checkpoint {} is not tried for {} s more: {}", row.id,
+                         (pause->until_us - wall_us()) / 1'000'000, pause->reason),
+             std::nullopt);
+      continue;
+    }
+    try {
+      return load(row);
+    } catch (const Error& error) {
+      // A missing file of ours is as broken as a changed one: it will not come back.
+      Outcome outcome =
+          error.code() == Code::kUnsupported ? Outcome::kHostIncompatible : Outcome::kCorrupt;
+      if (note) note(error.what(), outcome);
+      UsableCheckpoint usable;
+      usable.row = row;
+      restore_ended(usable, outcome, error.what());
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::string& replica,
+                                             bool forced, std::string* why) {
+  auto refuse = [&](const std::string& reason) {
+    if (why) *why = reason;
+    return std::nullopt;
+  };
+  if (!forced && exists_for(plan.fingerprint))
+    return refuse("a checkpoint of this version exists or is being made");
+  if (auto pause = database_.backoff(plan.fingerprint);
+      !forced && pause && pause->until_us > wall_us())
+    return refuse(
+        fmt::format("{} dumps of this version failed in a row, the next is tried in {} s: {}",
+                    pause->failures, (pause->until_us - wall_us()) / 1'000'000, pause->reason));
+  auto token = database_.acquire_lease("dump-" + plan.fingerprint, replica, kLeaseUs);
+  if (!token) return refuse("another replica of this version is being dumped");
+  DumpTicket ticket;
+  ticket.id = random_hex(12);
+  ticket.directory = settings_.checkpoint_dir(ticket.id);
+  ticket.token = *token;
+  ticket.plan = plan;
+  ticket.replica = replica;
+  {
+    std::scoped_lock lock(mutex_);
+    in_work_.insert(ticket.id);
+  }
+  make_directories(ticket.directory, 0700);
+  state::CheckpointRow row;
+  row.id = ticket.id;
+  row.pod = plan.spec.name;
+  row.fingerprint = plan.fingerprint;
+  row.status = "creating";
+  row.created_us = row.updated_us = wall_us();
+  row.replica = replica;
+  database_.put_checkpoint(row);
+  database_.append_event({.type = "checkpoint.creating",
+                          .pod = row.pod,
+                          .replica = replica,
+                          .checkpoint = row.id,
+                          .message = "checkpoint " + row.id + " is being made"});
+  return ticket;
+}
+
+void Checkpoints::dumped(DumpTicket ticket, const nlohmann::json& result) {
+  std::scoped_lock lock(mutex_);
+  jobs_.push_back({std::move(ticket), result});
+  changed_.notify_all();
+}
+
+void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reason, bool count) {
+  set_status(ticket.id, "failed", reason);
+  done_with(ticket.id);
+  if (count) {
+    auto row = database_.backoff(ticket.plan.fingerprint).value_or(state::Database::BackoffRow{});
+    ++row.failures;
+    row.reason = reason;
+    row.until_us =
+        wall_us() + std::min(kLongestBackoffUs, kFirstBackoffUs << std::min(row.failures - 1, 20));
+    database_.put_backoff(ticket.plan.fingerprint, row);
+  }
+  database_.release_lease("dump-" + ticket.plan.fingerprint, ticket.token);
+}
+
+void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
+                                const std::string& reason) {
+  std::optional<state::CheckpointRow> row;
+  database_.transaction([&] {
+    row = database_.checkpoint(checkpoint.row.id);
+    if (!row) return;
+    if (outcome == Outcome::kRestored) {
+      ++row->restores;
+      row->failures_in_a_row = 0;
+    } else {
+      if (outcome == Outcome::kRefused || outcome == Outcome::kAppFailed) ++row->failures_in_a_row;
+      row->updated_us = wall_us();
+    }
+    database_.put_checkpoint(*row);
+  });
+  if (!row || outcome == Outcome::kRestored) return;
+  switch (verdict(outcome, static_cast<int>(row->failures_in_a_row))) {
+    case Verdict::kStays:
+      break;
+    case Verdict::kRetryLater: {
+      auto pause = database_.backoff("restore-" + row->id).value_or(state::Database::BackoffRow{});
+      ++pause.failures;
+      pause.reason = reason;
+      pause.until_us = wall_us() + (kUnavailableBackoffUs << std::min(pause.failures - 1, 8));
+      database_.put_backoff("restore-" + row->id, pause);
+      break;
+    }
+    case Verdict::kNotHereAgain:
+      database_.put_backoff("restore-" + row->id, {1, INT64_MAX / 2, reason});
+      break;
+    case Verdict::kRestoreFailed:
+      if (row->status == "available" || row->status == "verifying")
+        set_status(row->id, "restore_failed", reason);
+      break;
+  }
+}
+
+void Checkpoints::remove(const std::string& id) {
+  set_status(id, "deleted", "");
+  replica_ended();
+}
+
+void Checkpoints::replica_ended() {
+  std::scoped_lock one_at_a_time(discard_mutex_);
+  std::set<std::string> used;
+  for (const auto& replica : database_.replicas())
+    if (replica.ended_us == 0) used.insert(replica.started_from);
+  for (const auto& row : database_.checkpoints())
+    if (one_of(row.status, {"deleted", "failed", "restore_failed"}) && !used.count(row.id) &&
+        exists(settings_.checkpoint_dir(row.id))) {
+      {
+        std::scoped_lock lock(mutex_);
+        if (in_work_.count(row.id)) continue;
+      }
+      discard_files(row.id);
+    }
+}
+
+bool Checkpoints::wait_settled(const std::string& id, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    lock.unlock();
+    auto row = database_.checkpoint(id);
+    lock.lock();
+    if (!row || !one_of(row->status, {"creating", "sealed", "verifying"})) return true;
+    if (deadline.passed() || closing_) return false;
+    changed_.wait_for(
+        lock, std::chrono::microseconds(std::min<std::int64_t>(deadline.left_us(), 1'000'000)));
+  }
+}
+
+void Checkpoints::recover(
+    const std::function<std::optional<PodPlan>(const std::string&)>& plan_of) {
+  for (auto& row : database_.checkpoints()) {
+    if (row.status == "creating") {
+      discard_files(row.id);
+      set_status(row.id, "failed", "the daemon ended while it was being made");
+    } else if (row.status == "sealed" || row.status == "verifying") {
+      auto plan = plan_of(row.pod);
+      if (!plan || plan->fingerprint != row.fingerprint) {
+        discard_files(row.id);
+        set_status(row.id, "failed", "the pod has changed before it was proven");
+        continue;
+      }
+      std::scoped_lock lock(mutex_);
+      in_work_.insert(row.id);
+      jobs_.push_back({{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica}, nullptr});
+      changed_.notify_all();
+    }
+  }
+  // Folders that no row knows: of a database that was removed or put back from a backup.
+  for (const auto& entry : std::filesystem::directory_iterator(settings_.data_dir + "/checkpoints"))
+    if (!database_.checkpoint(entry.path().filename())) discard_files(entry.path().filename());
+  replica_ended();
+}
+
+void Checkpoints::work_loop() {
+  std::unique_lock lock(mutex_);
+  while (!closing_) {
+    if (jobs_.empty()) {
+      changed_.wait(lock);
+      continue;
+    }
+    Job job = std::move(jobs_.front());
+    jobs_.pop_front();
+    lock.unlock();
+    try {
+      finish(job);
+    } catch (const std::exception& error) {
+      log::error("a checkpoint could not be completed",
+                 {{"checkpoint", job.ticket.id}, {"error", error.what()}});
+      dump_failed(job.ticket, error.what(), false);
+    }
+    done_with(job.ticket.id);
+    lock.lock();
+  }
+}
+
+void Checkpoints::finish(Job& job) {
+  const DumpTicket& ticket = job.ticket;
+  const PodPlan& plan = ticket.plan;
+  if (!job.result.is_null()) {
+    checkpoint::Manifest manifest;
+    manifest.id = ticket.id;
+    manifest.pod = plan.spec.name;
+    manifest.fingerprint = plan.fingerprint;
+    manifest.program = plan.program;
+    manifest.host = host_;
+    manifest.created_us = wall_us();
+    job.result.at("environment").get_to(manifest.environment);
+    job.result.at("mounts").get_to(manifest.mounts);
+    job.result.at("pipes").get_to(manifest.pipes);
+    job.result.at("layers").get_to(manifest.layers);
+    job.result.at("frozen_us").get_to(manifest.freeze_us);
+    job.result.at("total_us").get_to(manifest.dump_us);
+    checkpoint::seal(manifest, ticket.directory, key_);
+    if (!database_.lease_holds("dump-" + plan.fingerprint, ticket.token))
+      return dump_failed(
+          ticket, "the dump took longer than its lease, another replica has taken over", false);
+    bool removed = false;
+    database_.transaction([&] {
+      auto row = database_.checkpoint(ticket.id);
+      removed = !row || row->status == "deleted";
+      if (removed) return;
+      row->bytes = manifest.bytes;
+      row->memory_bytes = manifest.memory_bytes;
+      row->freeze_us = manifest.freeze_us;
+      row->dump_us = manifest.dump_us;
+      database_.put_checkpoint(*row);
+    });
+    if (removed) return dump_failed(ticket, "it was removed while it was being made", false);
+    set_status(ticket.id, "sealed", "");
+    database_.clear_backoff(plan.fingerprint);
+    database_.release_lease("dump-" + plan.fingerprint, ticket.token);
+  }
+  if (!plan.spec.checkpoint.verify) return set_status(ticket.id, "available", "");
+  set_status(ticket.id, "verifying", "");
+  prove(plan, ticket.id);
+}
+
+// A checkpoint that no restore has shown to work is a guess. The proof runs behind a closed gate
+// and with its link closed: it has no effect outside.
+void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
+  Outcome outcome = Outcome::kUnavailable;
+  std::string reason;
+  for (int attempt_number = 1; attempt_number <= 2; ++attempt_number) {
+    UsableCheckpoint usable;
+    RestoreAttempt attempt;
+    std::string replica = random_hex(12), log_dir = settings_.log_dir("proof-" + id);
+    std::unique_ptr<Slot> slot;
+    try {
+      usable = load(database_.checkpoint(id).value());
+      slot = slots_.take();
+      attempt =
+          attempt_restore(*slot, plan, usable, replica, plan.spec.name + "-proof", log_dir, false);
+      if (attempt.end.phase == RestorePhase::kResumed) {
+        Fd cancel = any_of({closing_event_.get(), slot->shim->ended_fd()});
+        validate(attempt, *slot, plan, log_dir, cancel.get());
+      }
+      if (attempt.end.phase == RestorePhase::kValidated) learn(usable, touched_memory(*slot));
+    } catch (const Error& error) {
+      attempt.end.error = error.code();
+      attempt.end.reason = error.what();
+    }
+    slots_.destroy(std::move(slot));
+    try {
+      remove_tree(log_dir);
+    } catch (const Error&) {
+      // Only a log.
+    }
+    {
+      std::scoped_lock lock(mutex_);
+      if (closing_) return;  // still "verifying": the next daemon proves it
+    }
+    outcome = classify(attempt.end);
+    reason = attempt.end.reason;
+    if (!attempt.log_tail.empty())
+      log::info("proof: CRIU's log ends so", {{"checkpoint", id}, {"log", attempt.log_tail}});
+    if (outcome == Outcome::kRestored) return set_status(id, "available", "");
+    if (outcome == Outcome::kCorrupt) break;
+  }
+  set_status(id, "failed", fmt::format("its proof failed ({}): {}", name(outcome), reason));
+  auto pause = database_.backoff(plan.fingerprint).value_or(state::Database::BackoffRow{});
+  ++pause.failures;
+  pause.reason = "the proof failed: " + reason;
+  pause.until_us =
+      wall_us() + std::min(kLongestBackoffUs, kFirstBackoffUs << std::min(pause.failures - 1, 20));
+  database_.put_backoff(plan.fingerprint, pause);
+}
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,104 @@
+// The checkpoints of one data directory: who may make one, when it is offered, what a restore's end
+// means for it. Sealing and proving run on a thread of their own and never delay a replica.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "checkpoint/manifest.h"
+#include "lifecycle/host.h"
+#include "lifecycle/outcome.h"
+#include "lifecycle/plan.h"
+#include "lifecycle/slots.h"
+#include "state/database.h"
+
+namespace thaw::lifecycle {
+
+struct UsableCheckpoint {
+  state::CheckpointRow row;
+  checkpoint::Manifest manifest;
+  std::string directory;
+  std::vector<std::string> layers;  // absolute, topmost first
+  nlohmann::json working_set =
+      nlohmann::json::array();  // [[pid, address, length]]: what starts from it touched before
+};
+
+// The right to dump one fingerprint, and the place for it.
+struct DumpTicket {
+  std::string id, directory;
+  std::int64_t token = 0;
+  PodPlan plan;
+  std::string replica;
+};
+
+class Checkpoints {
+ public:
+  Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
+              nlohmann::json host);
+  ~Checkpoints();  // the job in hand is given up; the next daemon takes it up again
+
+  // The newest available one that fits and whose files are right. One found broken is marked and
+  // the next is looked at; `note` gets the reason, and what a restore would have ended as; nullopt
+  // when one is only not tried now.
+  using Note = std::function<void(const std::string& why, std::optional<Outcome>)>;
+  std::optional<UsableCheckpoint> find(const std::string& fingerprint, const Note& note = {});
+  bool exists_for(const std::string& fingerprint);  // available or on its way there
+
+  // nullopt when another replica dumps, one exists, or a failure backs off; `why` says which.
+  std::optional<DumpTicket> begin(const PodPlan& plan, const std::string& replica, bool forced,
+                                  std::string* why);
+  // The shim's answer to a good dump. Seals, proves and offers it in the background.
+  void dumped(DumpTicket ticket, const nlohmann::json& result);
+  void dump_failed(const DumpTicket& ticket, const std::string& reason, bool count);
+
+  // What a start from it touched, beyond what was known: later restores read it ahead. A hint,
+  // never needed.
+  void learn(const UsableCheckpoint& checkpoint, const nlohmann::json& touched);
+
+  void restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
+                     const std::string& reason);
+  void remove(
+      const std::string& id);  // never offered again; its files go when no replica uses them
+  void replica_ended();        // files of deleted checkpoints may go now
+  // Waits until a checkpoint has left creating, sealed and verifying. False at the deadline.
+  bool wait_settled(const std::string& id, Deadline deadline);
+  // Takes up what a killed daemon left: half-made ones are removed, sealed ones are proven.
+  // `plan_of` finds a pod's present plan.
+  void recover(const std::function<std::optional<PodPlan>(const std::string& pod)>& plan_of);
+
+ private:
+  struct Job {
+    DumpTicket ticket;
+    nlohmann::json result;  // null: sealed already
+  };
+  void work_loop();
+  void finish(Job& job);
+  void prove(const PodPlan& plan, const std::string& id);
+  UsableCheckpoint load(const state::CheckpointRow& row);
+  // What was removed stays removed, whoever works on it still.
+  void set_status(const std::string& id, const std::string& status, const std::string& reason);
+  void done_with(const std::string& id);  // nobody writes to its folder any more
+  void discard_files(const std::string& id);
+  const Settings& settings_;
+  state::Database& database_;
+  Slots& slots_;
+  nlohmann::json host_;
+  std::string key_;
+  checkpoint::Verifier verifier_;
+  Fd closing_event_;
+  std::mutex mutex_, discard_mutex_;
+  std::condition_variable changed_;
+  std::deque<Job> jobs_;
+  std::set<std::string>
+      in_work_;  // being dumped, sealed or proven: their files are not to be touched
+  bool closing_ = false;
+  std::thread worker_;
+};
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,107 @@
+#include "lifecycle/keeper.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "util/error.h"
+
+namespace thaw::lifecycle {
+namespace {
+
+// In the keeper: its socket, the cgroup's file, and from here on what it holds.
+constexpr int kSocket = 3, kProcs = 4, kFirstHeld = 5;
+
+// Kills what the cgroup holds until it is empty. Only plain system calls: this is a forked child.
+void kill_group(int procs) {
+  for (int round = 0; round < 1000; ++round) {
+    char text[32768];
+    ::lseek(procs, 0, SEEK_SET);
+    ssize_t n = ::read(procs, text, sizeof text - 1);
+    if (n <= 0) return;
+    text[n] = 0;
+    for (char* at = text; *at;) {
+      int pid = static_cast<int>(std::strtol(at, &at, 10));
+      if (pid > 0) ::kill(pid, SIGKILL);
+      while (*at == '\n') ++at;
+    }
+    ::usleep(1000);
+  }
+}
+
+[[noreturn]] void keep(int socket, const char* procs_file) {
+  ::prctl(PR_SET_NAME, "thaw-keeper", 0, 0, 0);
+  int opened = ::open(procs_file, O_RDONLY | O_CLOEXEC);
+  int procs = opened >= 0 ? ::dup2(opened, kProcs) : -1;
+  if (opened > kProcs) ::close(opened);
+  for (;;) {
+    char byte;
+    iovec data{&byte, 1};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    // A received descriptor stays open: holding it is the purpose.
+    ssize_t n = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    if (n < 0 && errno == EINTR) continue;
+    if (n == 1 && byte == 'q') ::_exit(0);
+    if (n == 1 && byte == 'd') ::close_range(kFirstHeld, ~0u, 0);
+    if (n <= 0) break;
+  }
+  if (procs >= 0) kill_group(procs);
+  ::_exit(0);
+}
+
+}  // namespace
+
+Keeper Keeper::start(const std::string& procs_file) {
+  auto [ours, theirs] = Fd::socket_pair(SOCK_SEQPACKET);
+  pid_t pid = check(::fork(), "fork keeper");
+  if (pid == 0) {
+    // Only its own end stays open: the shim's end of anything else would hide the shim's death from
+    // others.
+    int socket = ::dup2(theirs.get(), kSocket);
+    ::close_range(kSocket + 1, ~0u, 0);
+    for (int number = 1; number < 32; ++number)
+      if (number != SIGKILL && number != SIGSTOP) ::signal(number, SIG_IGN);
+    keep(socket, procs_file.c_str());
+  }
+  Keeper keeper;
+  keeper.socket_ = std::move(ours);
+  return keeper;
+}
+
+void Keeper::hold(int fd) const {
+  char byte = 'h';
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  check(::sendmsg(socket_.get(), &message, MSG_NOSIGNAL), "pass userfaultfd to", "keeper");
+}
+
+void Keeper::let_go() const { ::send(socket_.get(), "d", 1, MSG_NOSIGNAL); }
+
+void Keeper::dismiss() {
+  if (!socket_) return;
+  ::send(socket_.get(), "q", 1, MSG_NOSIGNAL);
+  socket_.reset();
+}
+
+}  // namespace thaw::lifecycle

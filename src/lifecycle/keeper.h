@@ -1,0 +1,28 @@
+// The keeper: a forked child of the shim that holds a second reference to every userfaultfd of the
+// replica. While it does, a fault that nobody answers blocks instead of reading zeros. When the
+// shim ends without a word, the keeper kills everything in the replica's cgroup, then itself.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "util/fd.h"
+
+namespace thaw::lifecycle {
+
+class Keeper {
+ public:
+  Keeper() = default;
+  // Forks. Call it while the caller has one thread. `procs_file`: cgroup.procs of the replica's
+  // cgroup.
+  static Keeper start(const std::string& procs_file);
+  void hold(int fd) const;  // passes a duplicate; throws when the keeper is gone
+  void let_go() const;      // closes all it holds: the memory is whole
+  void dismiss();           // the replica has ended: the keeper goes without killing anything
+  explicit operator bool() const { return static_cast<bool>(socket_); }
+
+ private:
+  Fd socket_;
+};
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,51 @@
+// From a pod's specification to what one replica is: the container, the fingerprint, what the
+// container sees. The one writer of THAW_* variables.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "image/images.h"
+#include "runtime/container.h"
+#include "state/spec.h"
+
+namespace thaw::lifecycle {
+
+// What must be equal on two hosts for a checkpoint of one to run on the other.
+nlohmann::json host_class(const std::string& criu_version);
+
+// The program part of the fingerprint: everything of a spec that the dumped processes depend on.
+std::string program_digest(const state::PodSpec& spec, const std::string& image_id);
+std::string fingerprint(const std::string& program, const nlohmann::json& host);
+
+// Whether a checkpoint can be made here at all, and if not, why ("" when it can or is not asked
+// for).
+struct Effective {
+  bool enabled = false;
+  std::string reason;
+};
+Effective effective_checkpoint(const state::PodSpec& spec, const std::string& criu_missing);
+
+// A pod version ready to be run: the spec with its image found.
+struct PodPlan {
+  state::PodSpec spec;
+  std::int64_t version = 1;
+  std::string image_id, rootfs;  // the overlay's lowest layer
+  nlohmann::json image_config;   // of the OCI image; empty for a rootfs
+  image::Identity user;
+  std::string program, fingerprint;
+  Effective checkpoint;
+};
+PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
+                  const nlohmann::json& host, const std::string& criu_missing);
+
+std::vector<std::string> command_of(const PodPlan& plan);
+// `layers`: filesystem layers of the checkpoint it is restored from, topmost first; empty for a
+// cold start.
+runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& replica,
+                                    const std::string& hostname, const std::string& started_from,
+                                    const std::vector<std::string>& layers);
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,540 @@
+#include "lifecycle/replica.h"
+
+#include <poll.h>
+#include <signal.h>
+
+#include <cerrno>
+
+#include "lifecycle/condition.h"
+#include "lifecycle/restore.h"
+#include "lifecycle/slot_target.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/log.h"
+
+namespace thaw::lifecycle {
+namespace {
+
+constexpr std::int64_t kDumpBaseUs = 60'000'000;
+// A start that still faulted this often adds to the record of its checkpoint.
+constexpr std::size_t kWorthLearning = 8;
+
+std::int64_t dump_timeout_us(const PodPlan& plan) {
+  return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
+}
+// For the shim's answer.
+Deadline dump_deadline(const PodPlan& plan) {
+  return Deadline::after_us(dump_timeout_us(plan) + 10'000'000);
+}
+
+bool readable(int fd) { return wait_readable(fd, Deadline::after_us(0)); }
+
+std::string hostname_of(const std::string& pod, const std::string& replica) {
+  return pod.substr(0, 50) + "-" + replica.substr(0, 6);
+}
+
+}  // namespace
+
+Replica::Replica(Services services, PodPlan plan, std::string id, std::int64_t requested_us,
+                 std::function<void()> changed)
+    : services_(services),
+      plan_(std::move(plan)),
+      changed_(std::move(changed)),
+      wake_(Fd::event()),
+      cancel_(Fd::event()) {
+  row_.id = std::move(id);
+  row_.pod = plan_.spec.name;
+  row_.version = plan_.version;
+  row_.state = name(State::kPreparing);
+  row_.hostname = hostname_of(row_.pod, row_.id);
+  row_.created_us = wall_us();
+  row_.requested_mono_us = requested_us;
+  row_.phases.push_back({"preparing", 0, 0});
+  save();
+  thread_ = std::thread([this] { live(); });
+}
+
+Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::unique_ptr<Slot> slot,
+                 std::function<void()> changed)
+    : services_(services),
+      plan_(std::move(plan)),
+      changed_(std::move(changed)),
+      wake_(Fd::event()),
+      cancel_(Fd::event()),
+      row_(std::move(row)),
+      state_(parse_state(row_.state).value_or(State::kFailed)),
+      slot_(std::move(slot)),
+      adopted_(true) {
+  stop_ = row_.intent == "stop";
+  if (stop_) {
+    signal_event(wake_);
+    signal_event(cancel_);
+  }
+  thread_ = std::thread([this] { live(); });
+}
+
+Replica::~Replica() {
+  {
+    std::scoped_lock lock(mutex_);
+    if (!ended(state_) && !detach_) {
+      stop_ = true;
+      signal_event(wake_);
+      signal_event(cancel_);
+    }
+  }
+  thread_.join();
+}
+
+state::ReplicaRow Replica::row() const {
+  std::scoped_lock lock(mutex_);
+  return row_;
+}
+
+State Replica::state() const {
+  std::scoped_lock lock(mutex_);
+  return state_;
+}
+
+bool Replica::stop_asked() const {
+  std::scoped_lock lock(mutex_);
+  return stop_;
+}
+
+std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
+
+void Replica::stop(const std::string& why) {
+  {
+    std::scoped_lock lock(mutex_);
+    if (ended(state_) || stop_) return;
+    // The intent is written before anything happens: whatever is seen afterwards is read in its
+    // light.
+    row_.intent = "stop";
+    services_.database.set_intent(row_.id, "stop");
+    stop_ = true;
+    stop_reason_ = why;
+  }
+  signal_event(cancel_);
+  signal_event(wake_);
+}
+
+void Replica::detach() {
+  {
+    std::scoped_lock lock(mutex_);
+    detach_ = true;
+  }
+  signal_event(cancel_);
+  signal_event(wake_);
+}
+
+std::shared_ptr<ShimClient> Replica::running_shim() const {
+  std::scoped_lock lock(mutex_);
+  if (!slot_ || row_.pid == 0 || ended(state_))
+    throw Error(Code::kConflict, "use replica", row_.id, "it is " + row_.state,
+                "wait until it runs");
+  return slot_->shim;
+}
+
+std::string Replica::checkpoint_now(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  if (state_ != State::kReady || command_.wanted)
+    throw Error(Code::kConflict, "checkpoint replica", row_.id, "it is " + row_.state,
+                "wait until it is ready");
+  command_ = {true, false, "", ""};
+  signal_event(wake_);
+  bool in_time = command_done_.wait_for(lock, std::chrono::microseconds(deadline.left_us()),
+                                        [&] { return command_.finished; });
+  if (!in_time)
+    throw Error(Code::kTimeout, "checkpoint replica", row_.id, "the dump goes on",
+                "see `thaw checkpoint ls`");
+  Command result = std::exchange(command_, {});
+  if (!result.failure.empty())
+    throw Error(Code::kUnavailable, "checkpoint replica", row_.id, result.failure);
+  return result.id;
+}
+
+void Replica::save() { services_.database.put_replica(row_); }
+
+void Replica::note(const std::string& type, const std::string& message) {
+  services_.database.append_event(
+      {.type = type, .pod = row_.pod, .replica = row_.id, .message = message});
+}
+
+void Replica::add_phases(const nlohmann::json& phases, const std::string& prefix) {
+  std::scoped_lock lock(mutex_);
+  for (const auto& phase : phases)
+    row_.phases.push_back({prefix + "/" + phase.at("name").get<std::string>(),
+                           phase.at("start_us").get<std::int64_t>() - row_.requested_mono_us,
+                           phase.at("end_us").get<std::int64_t>() - row_.requested_mono_us});
+}
+
+// The only place where a replica's state changes.
+void Replica::move(Event event, const std::string& message, nlohmann::json data) {
+  {
+    std::scoped_lock lock(mutex_);
+    auto to = next(state_, event);
+    if (!to)
+      throw Error(Code::kInternal, "move replica", row_.id,
+                  fmt::format("'{}' must not happen while {}", name(event), name(state_)));
+    std::int64_t now = monotonic_us() - row_.requested_mono_us;
+    for (auto phase = row_.phases.rbegin(); phase != row_.phases.rend(); ++phase)
+      if (phase->end_us == 0 && phase->name == name(state_)) {
+        phase->end_us = now;
+        break;
+      }
+    data["from"] = name(state_);
+    data["to"] = name(*to);
+    state_ = *to;
+    row_.state = name(state_);
+    if (ended(state_))
+      row_.ended_us = wall_us();
+    else
+      row_.phases.push_back({std::string(name(state_)), now, 0});
+    row_.gate_open = state_ == State::kReady;
+    if (state_ == State::kReady && row_.ready_us == 0) row_.ready_us = wall_us();
+    services_.database.transaction([&] {
+      save();
+      services_.database.append_event({.type = "replica." + row_.state,
+                                       .pod = row_.pod,
+                                       .replica = row_.id,
+                                       .message = message,
+                                       .data = std::move(data)});
+    });
+  }
+  changed_();
+}
+
+void Replica::live() {
+  try {
+    if (!adopted_)
+      start();
+    else
+      note("replica.adopted", "taken back by the restarted daemon while " + row_.state);
+    if (adopted_ && (state() == State::kWarming || state() == State::kCheckpointing)) {
+      // What the old daemon waited for is waited for again; a dump it began is void, but the gate
+      // stays closed until it is over.
+      slot_->shim->call({{"op", "settle"}}, dump_deadline(plan_));
+      warm_up();
+    } else if (adopted_ && state() == State::kReady && !stop_asked() &&
+               !readable(slot_->shim->ended_fd())) {
+      services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
+    }
+    if (state() == State::kReady) serve();
+  } catch (const Error& error) {
+    if (error.code() != Code::kCancelled) {
+      std::scoped_lock lock(mutex_);
+      row_.reason = error.what();
+      if (error.code() == Code::kInternal)
+        log::error("a replica's life went wrong", {{"replica", row_.id}, {"error", error.what()}});
+    }
+  } catch (const std::exception& error) {
+    std::scoped_lock lock(mutex_);
+    row_.reason = error.what();
+  }
+  try {
+    finish();
+  } catch (const std::exception& error) {
+    log::error("a replica could not be ended cleanly",
+               {{"replica", row_.id}, {"error", error.what()}});
+  }
+}
+
+void Replica::start() {
+  std::optional<UsableCheckpoint> checkpoint;
+  if (plan_.checkpoint.enabled)
+    checkpoint = services_.checkpoints.find(
+        plan_.fingerprint, [&](const std::string& why, std::optional<Outcome> outcome) {
+          note("replica.fallback", "a checkpoint is not used: " + why);
+          std::scoped_lock lock(mutex_);
+          row_.reason = "started cold: a checkpoint is not used: " + why;
+          if (outcome) row_.outcome = name(*outcome);
+        });
+  if (checkpoint && try_restore(*checkpoint)) return;
+  if (stop_asked()) return;
+  start_cold();
+  warm_up();
+}
+
+void Replica::take_slot() {
+  std::unique_ptr<Slot> slot = services_.slots.take();
+  std::scoped_lock lock(mutex_);
+  slot_ = std::move(slot);
+  row_.slot = slot_->name;
+  row_.address = slot_->endpoint.address;
+  row_.address6 = slot_->endpoint.address6;
+}
+
+bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
+  {
+    std::scoped_lock lock(mutex_);
+    row_.started_from = checkpoint.row.id;
+    row_.reason.clear();  // of another checkpoint, passed over
+  }
+  RestoreAttempt attempt;
+  try {
+    take_slot();
+    move(Event::kRestore, "restoring from checkpoint " + checkpoint.row.id);
+    attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id, row_.hostname, log_dir(), true);
+    add_phases(attempt.phases, "restoring");
+    if (attempt.end.phase == RestorePhase::kResumed) {
+      {
+        std::scoped_lock lock(mutex_);
+        row_.pid = attempt.pid;
+      }
+      move(Event::kResumed, "the processes run again");
+      Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
+      validate(attempt, *slot_, plan_, log_dir(), cancel.get());
+    }
+  } catch (const Error& error) {
+    attempt.end.error = error.code();
+    attempt.end.reason = error.what();
+  }
+  attempt.end.stop_intended = stop_asked();
+  Outcome outcome = classify(attempt.end);
+  {
+    std::scoped_lock lock(mutex_);
+    if (detach_) throw Error(Code::kCancelled, "restore", row_.id, "the daemon ends");
+    row_.outcome = name(outcome);
+  }
+  services_.checkpoints.restore_ended(checkpoint, outcome, attempt.end.reason);
+  if (outcome == Outcome::kRestored) {
+    open_gate(fmt::format("restored from checkpoint {}", checkpoint.row.id));
+    nlohmann::json touched = touched_memory(*slot_);
+    if (touched.size() > kWorthLearning) services_.checkpoints.learn(checkpoint, touched);
+    return true;
+  }
+  if (outcome == Outcome::kStoppedByUser) return false;
+  if (!attempt.log_tail.empty())
+    log::warn("CRIU's log of the failed restore ends so",
+              {{"replica", row_.id}, {"checkpoint", checkpoint.row.id}, {"log", attempt.log_tail}});
+  if (outcome == Outcome::kOutOfMemory)
+    throw Error(Code::kExhausted, "restore replica", row_.id, "it ran out of memory",
+                "raise resources.memory");
+  fall_back(attempt.end, outcome, checkpoint);
+  return false;
+}
+
+// The one place where a restore becomes a cold start.
+void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
+                        const UsableCheckpoint& checkpoint) {
+  std::unique_ptr<Slot> slot;
+  {
+    std::scoped_lock lock(mutex_);
+    slot = std::move(slot_);
+    row_.slot.clear();
+    row_.pid = 0;
+    row_.started_from.clear();
+    row_.reason =
+        fmt::format("started cold: the restore ended as {}: {}", name(outcome), end.reason);
+  }
+  // Nothing of the attempt may be left for the cold start to find.
+  services_.slots.destroy(std::move(slot));
+  if (state() == State::kPreparing)
+    note("replica.fallback", row_.reason);
+  else
+    move(Event::kFallBack, row_.reason,
+         {{"outcome", name(outcome)}, {"checkpoint", checkpoint.row.id}});
+}
+
+void Replica::start_cold() {
+  take_slot();
+  {
+    std::scoped_lock lock(mutex_);
+    row_.started_from = "cold";
+  }
+  move(Event::kStartCold, "starting cold");
+  nlohmann::json result = slot_->shim->call(
+      {{"op", "start-cold"},
+       {"spec", runtime::to_json(container_of(plan_, row_.id, row_.hostname, "cold", {}))},
+       {"log_dir", log_dir()}},
+      Deadline::after_ms(130'000));
+  add_phases(result.at("phases"), "starting");
+  {
+    std::scoped_lock lock(mutex_);
+    row_.pid = result.at("pid");
+  }
+  move(Event::kStarted, fmt::format("the container runs as process {}", row_.pid));
+}
+
+void Replica::warm_up() {
+  const auto& wish = plan_.spec.checkpoint;
+  if (!wish.when) return open_gate("started");
+  SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
+  Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
+  bool dump_follows = state() == State::kWarming;
+  WaitOutcome outcome =
+      wait_condition(*wish.when, target, Deadline::after_us(wish.timeout_us), cancel.get(),
+                     [this](const std::string& text) { note("replica.condition", text); });
+  if (outcome.result == WaitResult::kTimedOut) {
+    if (wish.on_timeout == state::CheckpointSpec::OnTimeout::kFail)
+      throw Error(Code::kTimeout, "warm up replica", row_.id,
+                  "its condition did not hold in time: " + outcome.last,
+                  "look at `thaw logs`, or raise checkpoint.timeout");
+    return open_gate("its condition did not hold in time, it serves without a checkpoint: " +
+                     outcome.last);
+  }
+  if (!plan_.checkpoint.enabled || !dump_follows) return open_gate("its condition holds");
+  std::string id, failure;
+  dump(false, &id, &failure);
+  open_gate(failure.empty() ? "checkpointed as " + id : failure);
+}
+
+// Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
+// opens the gate.
+void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure) {
+  auto ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure);
+  if (!ticket) return;
+  *checkpoint_id = ticket->id;
+  move(Event::kDump, "dumping into checkpoint " + ticket->id);
+  bool count = true;
+  try {
+    nlohmann::json result = slot_->shim->call({{"op", "dump"},
+                                               {"directory", ticket->directory},
+                                               {"timeout_us", dump_timeout_us(plan_)},
+                                               {"log_level", 2}},
+                                              dump_deadline(plan_));
+    if (result.value("success", false)) {
+      services_.checkpoints.dumped(std::move(*ticket), result);
+      return;
+    }
+    *failure = "it could not be checkpointed: " + result.at("reason").get<std::string>();
+    log::warn("CRIU's log of the failed dump ends so",
+              {{"replica", row_.id}, {"log", result.value("log_tail", "")}});
+  } catch (const Error& error) {
+    *failure = std::string("it could not be checkpointed: ") + error.what();
+    // A host that had no room or time says nothing about the program.
+    count = error.code() != Code::kExhausted && error.code() != Code::kUnavailable;
+  }
+  services_.checkpoints.dump_failed(*ticket, *failure, count && !stop_asked());
+  if (readable(slot_->shim->ended_fd()))
+    throw Error(Code::kUnavailable, "serve replica", row_.id,
+                "it did not survive the dump: " + *failure);
+}
+
+void Replica::open_gate(const std::string& message) {
+  if (readable(slot_->shim->ended_fd()))
+    throw Error(Code::kUnavailable, "serve replica", row_.id, "its container has ended");
+  if (readable(cancel_.get()))
+    throw Error(Code::kCancelled, "serve replica", row_.id, "it is to stop");
+  move(Event::kOpen, message);
+  services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
+}
+
+void Replica::serve() {
+  for (;;) {
+    pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
+    if (::poll(fds, 2, -1) < 0 && errno != EINTR) throw_errno("poll", "replica");
+    if (fds[1].revents) return;
+    if (!fds[0].revents) continue;
+    clear_event(wake_);
+    bool wanted;
+    {
+      std::scoped_lock lock(mutex_);
+      if (stop_ || detach_) return;
+      wanted = command_.wanted && !command_.finished;
+    }
+    if (!wanted) continue;
+    Command result{true, true, "", ""};
+    // New connections wait at the gateway, those in flight finish: none is open at the dump.
+    services_.gate.close(row_.pod, row_.id);
+    try {
+      if (services_.gate.drain(row_.id, 10'000'000))
+        dump(true, &result.id, &result.failure);
+      else
+        result.failure = "connections to it did not end within 10 s";
+    } catch (const Error& error) {
+      result.failure = error.what();
+    }
+    bool alive = !readable(slot_->shim->ended_fd());
+    if (alive && state() == State::kCheckpointing)
+      open_gate(result.failure.empty() ? "checkpointed as " + result.id : result.failure);
+    else if (alive)
+      services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
+    std::scoped_lock lock(mutex_);
+    command_ = result;
+    command_done_.notify_all();
+  }
+}
+
+// From any state to the end.
+void Replica::finish() {
+  {
+    std::scoped_lock lock(mutex_);
+    if (detach_) {
+      // The replica runs on; its slot is let go of without ending it. One that has none, or is half
+      // started, is the next daemon's to clean up.
+      slot_.reset();
+      if (command_.wanted) command_.finished = true;
+      command_done_.notify_all();
+      return;
+    }
+  }
+  State at = state();
+  if (ended(at)) return;
+  bool by_wish = stop_asked();
+  bool alive = slot_ && !readable(slot_->shim->ended_fd());
+  services_.gate.close(row_.pod, row_.id);
+  std::int64_t grace = plan_.spec.stop_grace_us;
+  std::string why;
+  {
+    std::scoped_lock lock(mutex_);
+    why = stop_reason_.empty() ? "stopping" : stop_reason_;
+  }
+  if (by_wish && alive && at == State::kReady) {
+    move(Event::kDrain, why + ": connections finish first");
+    services_.gate.drain(row_.id, grace);
+  }
+  if (by_wish && state() != State::kStopping) move(Event::kStop, why);
+  if (alive && row_.pid) {
+    try {
+      slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
+      if (!by_wish || !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
+        slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
+      wait_readable(slot_->shim->ended_fd(), Deadline::after_ms(5000));
+    } catch (const Error&) {
+      // The slot's destruction kills what is left.
+    }
+  }
+  std::unique_ptr<Slot> slot;
+  std::int64_t oom_kills = 0;
+  std::string memory_failure;
+  if (slot_) {
+    try {
+      nlohmann::json status = slot_->shim->call({{"op", "status"}}, Deadline::after_ms(2000));
+      oom_kills = status.value("oom_kills", std::int64_t{0});
+      if (status.contains("memory")) memory_failure = status["memory"].value("failure", "");
+    } catch (const Error&) {
+      // Unknown, then.
+    }
+  }
+  {
+    std::scoped_lock lock(mutex_);
+    if (slot_) {
+      if (auto status = slot_->shim->exit_status()) {
+        row_.exit_code = status->shell_code();
+        if (!by_wish && row_.reason.empty())
+          row_.reason = "the container ended by itself: " + status->text();
+      } else if (!by_wish && slot_->shim->lost()) {
+        row_.reason = "its shim ended, so it was killed";
+      }
+      if (!by_wish && !memory_failure.empty())
+        row_.reason = "its memory could not be read any more, so it was killed: " + memory_failure;
+      if (!by_wish && oom_kills > 0)
+        row_.reason = "it ran out of memory and was killed; raise resources.memory";
+    }
+    if (by_wish) row_.reason = why;
+    slot = std::move(slot_);
+    row_.slot.clear();
+    row_.pid = 0;
+    if (command_.wanted) {
+      command_.finished = true;
+      command_.failure = "the replica has ended";
+      command_done_.notify_all();
+    }
+  }
+  services_.gate.drop(row_.id);
+  services_.slots.destroy(std::move(slot));
+  move(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
+  services_.checkpoints.replica_ended();
+}
+
+}  // namespace thaw::lifecycle

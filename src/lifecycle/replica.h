@@ -1,0 +1,107 @@
+// One replica's life, from the request to its end, on a thread of its own. The table decides what
+// may follow; this does it.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "lifecycle/checkpoints.h"
+#include "lifecycle/plan.h"
+#include "lifecycle/slots.h"
+#include "lifecycle/table.h"
+#include "state/database.h"
+
+namespace thaw::lifecycle {
+
+// The one switch that lets traffic in. Implemented over the gateway by the floor above.
+class Gate {
+ public:
+  virtual ~Gate() = default;
+  virtual void open(const std::string& pod, const std::string& replica, const Fd& netns) = 0;
+  virtual void close(const std::string& pod, const std::string& replica) = 0;
+  virtual bool drain(const std::string& replica, std::int64_t timeout_us) = 0;
+  virtual void drop(const std::string& replica) = 0;
+};
+
+struct Services {
+  const Settings& settings;
+  state::Database& database;
+  Slots& slots;
+  Checkpoints& checkpoints;
+  Gate& gate;
+};
+
+class Replica {
+ public:
+  // A new one. `requested_us` (monotonic) is when it was asked for: its phases count from there.
+  // `changed` is called after every change of state, from the replica's thread, without locks held.
+  Replica(Services services, PodPlan plan, std::string id, std::int64_t requested_us,
+          std::function<void()> changed);
+  // One that lived under an earlier daemon, in a slot that was adopted.
+  Replica(Services services, PodPlan plan, state::ReplicaRow row, std::unique_ptr<Slot> slot,
+          std::function<void()> changed);
+  ~Replica();  // detach()ed or ended replicas only wait for the thread; a living one is stopped
+               // first
+  Replica(const Replica&) = delete;
+  Replica& operator=(const Replica&) = delete;
+
+  state::ReplicaRow row() const;
+  State state() const;
+  const PodPlan& plan() const { return plan_; }
+
+  // Writes the intent down, then ends it: drain, SIGTERM, SIGKILL after the grace time. Returns at
+  // once.
+  void stop(const std::string& why);
+  // The daemon ends, the replica runs on.
+  void detach();
+  // Dumps a ready replica; its traffic waits. The checkpoint's id, or the Error.
+  std::string checkpoint_now(Deadline deadline);
+  // For exec; Error kConflict when it does not run.
+  std::shared_ptr<ShimClient> running_shim() const;
+
+ private:
+  void live();
+  void start();
+  void take_slot();
+  bool try_restore(const UsableCheckpoint& checkpoint);
+  void fall_back(const RestoreEnd& end, Outcome outcome, const UsableCheckpoint& checkpoint);
+  void start_cold();
+  void warm_up();
+  void dump(bool forced, std::string* checkpoint_id, std::string* failure);
+  void open_gate(const std::string& message);
+  void serve();
+  void finish();
+  void move(Event event, const std::string& message,
+            nlohmann::json data = nlohmann::json::object());
+  void note(const std::string& type, const std::string& message);
+  void add_phases(const nlohmann::json& phases, const std::string& prefix);
+  void save();
+  bool stop_asked() const;
+  std::string log_dir() const;
+
+  Services services_;
+  PodPlan plan_;
+  std::function<void()> changed_;
+  Fd wake_;    // readable: stop, detach or a command
+  Fd cancel_;  // readable: stop or detach, or the container has ended (for conditions)
+
+  mutable std::mutex mutex_;
+  std::condition_variable command_done_;
+  state::ReplicaRow row_;
+  State state_ = State::kPreparing;
+  std::unique_ptr<Slot> slot_;
+  bool stop_ = false, detach_ = false, adopted_ = false;
+  std::string stop_reason_;
+  struct Command {
+    bool wanted = false, finished = false;
+    std::string id, failure;
+  } command_;
+  std::thread thread_;
+};
+
+}  // namespace thaw::lifecycle

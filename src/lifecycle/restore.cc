@@ -1,0 +1,140 @@
+#include "lifecycle/restore.h"
+
+#include <sys/epoll.h>
+
+#include <cstdlib>
+
+#include "lifecycle/condition.h"
+#include "lifecycle/slot_target.h"
+#include "util/error.h"
+#include "util/log.h"
+
+namespace thaw::lifecycle {
+namespace {
+
+constexpr std::int64_t kValidateUs = 30'000'000;
+
+// For whoever takes a restore apart: THAW_CRIU_LOG=4 in the daemon's environment makes CRIU write
+// all it knows, which costs time.
+int criu_log_level() {
+  const char* text = std::getenv("THAW_CRIU_LOG");
+  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : 2;
+}
+
+std::int64_t oom_kills(Slot& slot) {
+  try {
+    return slot.shim->call({{"op", "status"}}, Deadline::after_ms(2000))
+        .value("oom_kills", std::int64_t{0});
+  } catch (const Error&) {
+    return 0;
+  }
+}
+
+}  // namespace
+
+std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest) {
+  // 20 MiB/s is slower than any disk that images should lie on.
+  return 20'000'000 + static_cast<std::int64_t>(manifest.memory_bytes / 20);
+}
+
+nlohmann::json touched_memory(Slot& slot) {
+  try {
+    return slot.shim->call({{"op", "touched"}}, Deadline::after_ms(2000)).at("ranges");
+  } catch (const Error&) {
+    return nlohmann::json::array();
+  }
+}
+
+RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableCheckpoint& checkpoint,
+                               const std::string& replica, const std::string& hostname,
+                               const std::string& log_dir, bool link) {
+  RestoreAttempt attempt;
+  try {
+    nlohmann::json result = slot.shim->call(
+        {{"op", "restore"},
+         {"spec", runtime::to_json(
+                      container_of(plan, replica, hostname, checkpoint.row.id, checkpoint.layers))},
+         {"log_dir", log_dir},
+         {"directory", checkpoint.directory},
+         {"mounts", checkpoint.manifest.mounts},
+         {"pipes", checkpoint.manifest.pipes},
+         {"memory",
+          plan.spec.checkpoint.memory == state::CheckpointSpec::Memory::kLazy ? "lazy" : "eager"},
+         {"link", link},
+         {"working_set", checkpoint.working_set},
+         // The proof makes the record; it may take its time.
+         {"exact", !link},
+         {"timeout_us", restore_timeout_us(checkpoint.manifest)},
+         {"log_level", criu_log_level()}},
+        Deadline::after_us(restore_timeout_us(checkpoint.manifest) + 10'000'000));
+    attempt.phases = result.at("phases");
+    if (result.at("success")) {
+      attempt.pid = result.at("pid");
+      attempt.end.phase = RestorePhase::kResumed;
+      return attempt;
+    }
+    attempt.end.criu_refused = true;
+    attempt.end.timed_out = result.at("timed_out");
+    attempt.end.reason = result.at("reason");
+    attempt.log_tail = result.at("log_tail");
+    attempt.end.oom_kills = oom_kills(slot);
+  } catch (const Error& error) {
+    attempt.end.error = error.code();
+    attempt.end.reason = error.what();
+  } catch (const std::exception& error) {
+    attempt.end.error = Code::kInternal;
+    attempt.end.reason = error.what();
+  }
+  return attempt;
+}
+
+void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const std::string& log_dir,
+              int cancel_fd) {
+  RestoreEnd& end = attempt.end;
+  std::optional<state::Condition> probe;
+  if (plan.spec.checkpoint.when) probe = readiness_probe(*plan.spec.checkpoint.when);
+  try {
+    if (probe) {
+      SlotTarget target(slot, attempt.pid, log_dir, command_of(plan));
+      WaitOutcome outcome =
+          wait_condition(*probe, target, Deadline::after_us(kValidateUs), cancel_fd);
+      if (outcome.result == WaitResult::kHolds) {
+        end.phase = RestorePhase::kValidated;
+        return;
+      }
+      end.reason = fmt::format("it did not answer its probe within {} s: {}",
+                               kValidateUs / 1'000'000, outcome.last);
+      return;
+    }
+    // Being alive is enough.
+    if (!wait_readable(slot.shim->ended_fd(), Deadline::after_us(0))) {
+      end.phase = RestorePhase::kValidated;
+      return;
+    }
+  } catch (const Error& error) {
+    if (error.code() != Code::kCancelled) {
+      end.reason = error.what();
+      // A program that ends makes a probe fail in many ways; how it ended is what to tell.
+      wait_readable(slot.shim->ended_fd(), Deadline::after_ms(1000));
+    }
+  }
+  end.exit = slot.shim->exit_status();
+  if (end.exit) {
+    end.oom_kills = oom_kills(slot);
+    end.reason = "the restored program ended before it was ready: " + end.exit->text();
+  } else if (slot.shim->lost()) {
+    end.error = Code::kUnavailable;
+    end.reason = "the shim is gone";
+  }
+}
+
+Fd any_of(std::initializer_list<int> descriptors) {
+  Fd group(check(::epoll_create1(EPOLL_CLOEXEC), "make epoll"));
+  for (int fd : descriptors) {
+    epoll_event event{EPOLLIN, {.fd = fd}};
+    check(::epoll_ctl(group.get(), EPOLL_CTL_ADD, fd, &event), "watch descriptor");
+  }
+  return group;
+}
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,42 @@
+// One attempt to restore a checkpoint into a slot. Used by a replica that starts and by the proof
+// of a new checkpoint.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "lifecycle/checkpoints.h"
+#include "lifecycle/outcome.h"
+#include "lifecycle/plan.h"
+#include "lifecycle/slots.h"
+
+namespace thaw::lifecycle {
+
+struct RestoreAttempt {
+  RestoreEnd end;
+  int pid = 0;
+  nlohmann::json phases = nlohmann::json::array();
+  std::string log_tail;
+};
+
+// Restores and resumes; `validate` is separate. link: whether it may reach the outside. Never
+// throws: everything is in `end`.
+RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableCheckpoint& checkpoint,
+                               const std::string& replica, const std::string& hostname,
+                               const std::string& log_dir, bool link);
+// Waits for the readiness probe of a resumed tree, or for its end. Completes `attempt.end`.
+void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const std::string& log_dir,
+              int cancel_fd);
+
+// What the replica in this slot has faulted in so far: [[pid, address, length]]. Empty when it was
+// not restored lazily.
+nlohmann::json touched_memory(Slot& slot);
+
+// Time an attempt may take: grows with the memory that must be read.
+std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest);
+
+// An epoll descriptor is readable when one of those it watches is: several causes as one cancel_fd.
+// They must outlive it.
+Fd any_of(std::initializer_list<int> descriptors);
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,65 @@
+// Slots: prepared places for replicas, of no pod yet. A pool makes some ahead; taking one costs
+// nothing, and a restore without a free one makes its own.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "checkpoint/criu_install.h"
+#include "lifecycle/host.h"
+#include "lifecycle/shim_client.h"
+#include "network/network.h"
+#include "runtime/cgroup.h"
+#include "runtime/container.h"
+
+namespace thaw::lifecycle {
+
+struct Slot {
+  std::string name;
+  runtime::SlotPaths paths;
+  network::Endpoint endpoint;
+  std::string cgroup;  // path in the hierarchies
+  int shim_pid = 0;
+  Fd shim_handle;                    // pidfd
+  std::shared_ptr<ShimClient> shim;  // exec sessions may hold it a little longer
+};
+
+class Slots {
+ public:
+  Slots(const Settings& settings, checkpoint::CriuInstall criu, network::Network& network);
+  ~Slots();  // destroys the unused ones
+
+  // Starts preparing slots ahead; after the old ones were adopted, so that these are not taken for
+  // new ones.
+  void start_refill();
+  std::unique_ptr<Slot> take();
+  // Ends everything that lives in the slot and removes all it had on the host. Never throws: what
+  // could not be removed is logged and tried at the next start.
+  void destroy(std::unique_ptr<Slot> slot) noexcept;
+  // After a daemon's restart: a slot whose shim lives; nullptr (and everything cleaned up) when it
+  // does not.
+  std::unique_ptr<Slot> adopt(const std::string& name) noexcept;
+  // Names found in the data directory.
+  std::vector<std::string> found() const;
+  void close();  // ends the refilling and destroys the unused ones
+
+ private:
+  std::unique_ptr<Slot> make();
+  void clean(const std::string& name, const std::string& cgroup, int index) noexcept;
+  void refill_loop();
+  const Settings& settings_;
+  checkpoint::CriuInstall criu_;
+  network::Network& network_;
+  runtime::CgroupLayout layout_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::unique_ptr<Slot>> ready_;
+  bool closing_ = false;
+  std::thread refill_;
+};
+
+}  // namespace thaw::lifecycle

@@ -1,0 +1,62 @@
+#include "lifecycle/table.h"
+
+#include <gtest/gtest.h>
+
+namespace thaw::lifecycle {
+namespace {
+
+constexpr State kAll[] = {State::kPreparing,     State::kStarting,  State::kWarming,
+                          State::kCheckpointing, State::kRestoring, State::kValidating,
+                          State::kReady,         State::kDraining,  State::kStopping,
+                          State::kStopped,       State::kFailed};
+constexpr Event kEvents[] = {Event::kStartCold, Event::kRestore, Event::kStarted,  Event::kDump,
+                             Event::kOpen,      Event::kResumed, Event::kFallBack, Event::kDrain,
+                             Event::kStop,      Event::kEnded,   Event::kDied};
+
+TEST(TableTest, NamesReadBack) {
+  for (State state : kAll) EXPECT_EQ(parse_state(name(state)), state);
+  EXPECT_EQ(parse_state("nonsense"), std::nullopt);
+}
+
+TEST(TableTest, TheGateIsOnlyOpenedOnEnteringReady) {
+  for (State state : kAll)
+    for (Event event : kEvents) {
+      auto to = next(state, event);
+      if (to == State::kReady) {
+        EXPECT_EQ(event, Event::kOpen) << name(state);
+      }
+      if (event == Event::kOpen && to) {
+        EXPECT_EQ(to, State::kReady) << name(state);
+      }
+    }
+}
+
+TEST(TableTest, NothingFollowsTheEnd) {
+  for (Event event : kEvents) {
+    EXPECT_EQ(next(State::kStopped, event), std::nullopt);
+    EXPECT_EQ(next(State::kFailed, event), std::nullopt);
+  }
+}
+
+TEST(TableTest, EveryLivingStateCanBeStoppedAndCanDie) {
+  for (State state : kAll) {
+    if (ended(state) || state == State::kStopping) continue;
+    EXPECT_EQ(next(state, Event::kStop), State::kStopping) << name(state);
+    EXPECT_EQ(next(state, Event::kDied), State::kFailed) << name(state);
+  }
+  EXPECT_EQ(next(State::kStopping, Event::kEnded), State::kStopped);
+}
+
+TEST(TableTest, OnlyARestoreFallsBackAndItGoesToPreparing) {
+  for (State state : kAll) {
+    auto to = next(state, Event::kFallBack);
+    EXPECT_EQ(to.has_value(), state == State::kRestoring || state == State::kValidating)
+        << name(state);
+    if (to) {
+      EXPECT_EQ(*to, State::kPreparing);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thaw::lifecycle

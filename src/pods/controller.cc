@@ -1,0 +1,742 @@
+#include "pods/controller.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+
+#include "checkpoint/criu_install.h"
+#include "gateway/gateway.h"
+#include "image/images.h"
+#include "lifecycle/checkpoints.h"
+#include "lifecycle/plan.h"
+#include "lifecycle/replica.h"
+#include "lifecycle/slots.h"
+#include "network/network.h"
+#include "pods/spec.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/log.h"
+
+namespace thaw::pods {
+namespace {
+
+using lifecycle::PodPlan;
+using lifecycle::Replica;
+using lifecycle::State;
+
+constexpr int kKeptReplicas = 20;  // ended ones, for `thaw ps -a`
+constexpr std::int64_t kFirstPauseUs = 1'000'000, kLongestPauseUs = 300'000'000;
+constexpr std::int64_t kSettledUs =
+    60'000'000;  // a replica that was ready this long has ended a crash loop
+
+class GatewayGate : public lifecycle::Gate {
+ public:
+  explicit GatewayGate(gateway::Gateway& gateway) : gateway_(gateway) {}
+  void open(const std::string& pod, const std::string& replica, const Fd& netns) override {
+    gateway_.open_gate(pod, replica, netns);
+  }
+  void close(const std::string& pod, const std::string& replica) override {
+    gateway_.close_gate(pod, replica);
+  }
+  bool drain(const std::string& replica, std::int64_t timeout_us) override {
+    return gateway_.drain(replica, timeout_us);
+  }
+  void drop(const std::string& replica) override { gateway_.drop(replica); }
+
+ private:
+  gateway::Gateway& gateway_;
+};
+
+// A data directory has one daemon. Released by the kernel when the daemon dies, however it dies.
+Fd lock_directory(const std::string& path) {
+  // Group thaw must be able to pass through to the socket; what is secret below has its own mode.
+  make_directories(path, 0711);
+  Fd lock = Fd::open(path + "/lock", O_RDWR | O_CREAT, 0600);
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
+    throw Error(Code::kConflict, "use data directory", path, "another thaw daemon uses it",
+                "stop that one, or give another --data-dir");
+  return lock;
+}
+
+int preferred_instance(state::Database& database) {
+  std::string text = database.setting("network_instance");
+  return text.empty() ? -1 : std::stoi(text);
+}
+
+std::string unique_match(const std::vector<std::string>& ids, const std::string& prefix,
+                         const char* what) {
+  std::string found;
+  for (const std::string& id : ids) {
+    if (id == prefix) return id;
+    if (id.rfind(prefix, 0) != 0) continue;
+    if (!found.empty())
+      throw Error(Code::kInvalid, std::string("find ") + what, prefix, "several begin so",
+                  "give more of its id");
+    found = id;
+  }
+  return found;
+}
+
+}  // namespace
+
+struct Controller::Impl {
+  struct Pod {
+    state::PodRow row;
+    state::PodSpec spec;
+    std::optional<PodPlan> plan;
+    std::string broken;             // why there is no plan
+    std::int64_t requested_us = 0;  // monotonic: the request that the next replicas are started for
+    int failures = 0;               // in a row
+    std::int64_t pause_until_us = 0;  // monotonic
+    std::string last_failure;
+    std::int64_t last_failure_us = 0;  // monotonic
+  };
+
+  explicit Impl(lifecycle::Settings wanted)
+      : settings(std::move(wanted)),
+        lock_file(lock_directory(settings.data_dir)),
+        database(settings.database()),
+        criu(find_criu()),
+        host(lifecycle::host_class(criu.version)),
+        network("/run/thaw", preferred_instance(database)),
+        slots(settings, criu, network),
+        checkpoints(settings, database, slots, host),
+        gate(gateway) {
+    database.put_setting("network_instance", std::to_string(network.instance()));
+  }
+
+  checkpoint::CriuInstall find_criu() {
+    try {
+      checkpoint::CriuInstall install = checkpoint::find_criu(settings.criu_home);
+      checkpoint::prime_kernel_cache(install);
+      return install;
+    } catch (const Error& error) {
+      // Pods run without it, only never warm.
+      criu_missing = error.what();
+      log::warn("checkpoints are off", {{"reason", criu_missing}});
+      return {};
+    }
+  }
+
+  lifecycle::Settings settings;
+  Fd lock_file;
+  state::Database database;
+  std::string criu_missing;
+  checkpoint::CriuInstall criu;
+  nlohmann::json host;
+  network::Network network;
+  gateway::Gateway gateway;
+  lifecycle::Slots slots;
+  lifecycle::Checkpoints checkpoints;
+  GatewayGate gate;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<std::string, Pod> pods;
+  std::map<std::string, std::shared_ptr<Replica>> replicas;
+  std::uint64_t generation = 0;  // rises with every change that reconciling may care about
+  bool closing = false, running = false;
+  std::thread reconciler;
+
+  lifecycle::Services services() { return {settings, database, slots, checkpoints, gate}; }
+
+  void poke() {
+    std::scoped_lock lock(mutex);
+    ++generation;
+    changed.notify_all();
+  }
+
+  Pod& find_pod(const std::string& name) {
+    auto found = pods.find(name);
+    if (found != pods.end()) return found->second;
+    std::string known;
+    for (auto& [other, pod] : pods) known += (known.empty() ? "" : ", ") + other;
+    throw Error(Code::kNotFound, "find pod", name, "there is no such pod",
+                known.empty() ? "deploy it first" : "there are: " + known);
+  }
+
+  PodPlan plan_for(const state::PodSpec& spec, std::int64_t version) {
+    if (spec.image.empty()) return lifecycle::make_plan(spec, version, nullptr, host, criu_missing);
+    auto row = database.image(spec.image);
+    std::optional<image::Image> found;
+    if (row)
+      for (auto& candidate : image::list_images(settings.data_dir))
+        if (candidate.id == row->id) found = candidate;
+    if (!found) {
+      found = image::import_image(settings.data_dir, spec.image, Deadline::after_ms(30 * 60'000));
+      database.put_image({found->id, spec.image, found->bytes, wall_us(), found->config});
+    }
+    return lifecycle::make_plan(spec, version, &*found, host, criu_missing);
+  }
+
+  void load_pods() {
+    for (auto& row : database.pods()) {
+      Pod pod;
+      pod.row = row;
+      try {
+        pod.spec = from_json(row.spec);
+        pod.plan = plan_for(pod.spec, row.version);
+        std::vector<gateway::PublishedPort> ports;
+        for (const auto& port : pod.spec.ports)
+          ports.push_back({port.address, port.host, port.container});
+        gateway.publish(row.name, ports);
+      } catch (const std::exception& error) {
+        pod.broken = error.what();
+        log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
+      }
+      pods.emplace(row.name, std::move(pod));
+    }
+  }
+
+  // Replicas live on in their slots; each is taken back, or cleaned up and written down as ended.
+  void adopt_replicas() {
+    std::map<std::string, state::ReplicaRow> by_slot;
+    for (auto& row : database.replicas()) {
+      if (row.ended_us) continue;
+      if (!row.slot.empty())
+        by_slot.emplace(row.slot, row);
+      else
+        end_row(row, "the daemon ended while it was " + row.state);
+    }
+    for (const std::string& name : slots.found()) {
+      auto slot = slots.adopt(name);
+      auto found = by_slot.find(name);
+      if (found == by_slot.end()) {
+        slots.destroy(std::move(slot));
+        continue;
+      }
+      state::ReplicaRow row = found->second;
+      by_slot.erase(found);
+      auto pod = pods.find(row.pod);
+      State state = lifecycle::parse_state(row.state).value_or(State::kFailed);
+      bool half = state == State::kPreparing || state == State::kStarting ||
+                  state == State::kRestoring || state == State::kValidating;
+      if (!slot || half || pod == pods.end() || !pod->second.plan) {
+        slots.destroy(std::move(slot));
+        end_row(row, half ? "the daemon ended while it was " + row.state
+                          : "its shim was gone when the daemon started");
+        continue;
+      }
+      PodPlan plan = *pod->second.plan;
+      plan.version = row.version;
+      std::string id = row.id;
+      replicas.emplace(id, std::make_shared<Replica>(services(), std::move(plan), std::move(row),
+                                                     std::move(slot), [this] { poke(); }));
+    }
+    for (auto& [name, row] : by_slot) end_row(row, "its shim was gone when the daemon started");
+  }
+
+  void end_row(state::ReplicaRow row, const std::string& reason) {
+    row.state = row.intent == "stop" ? "stopped" : "failed";
+    row.reason = reason;
+    row.ended_us = wall_us();
+    row.slot.clear();
+    row.pid = 0;
+    row.gate_open = false;
+    database.put_replica(row);
+    database.append_event(
+        {.type = "replica." + row.state, .pod = row.pod, .replica = row.id, .message = reason});
+  }
+
+  void reconcile_loop() {
+    std::unique_lock lock(mutex);
+    std::uint64_t seen = 0;
+    while (!closing) {
+      std::int64_t next_us = INT64_MAX;
+      seen = generation;
+      std::vector<std::shared_ptr<Replica>> gone = collect_ended();
+      if (!gone.empty()) {
+        lock.unlock();
+        gone.clear();  // joins their threads
+        database.prune_replicas(kKeptReplicas);
+        lock.lock();
+        continue;
+      }
+      for (auto& [name, pod] : pods) reconcile(pod, next_us);
+      auto stale = [&] { return closing || generation != seen; };
+      if (next_us == INT64_MAX)
+        changed.wait(lock, stale);
+      else
+        changed.wait_for(
+            lock, std::chrono::microseconds(std::max<std::int64_t>(0, next_us - monotonic_us())),
+            stale);
+    }
+  }
+
+  std::vector<std::shared_ptr<Replica>> collect_ended() {
+    std::vector<std::shared_ptr<Replica>> gone;
+    for (auto at = replicas.begin(); at != replicas.end();) {
+      if (!lifecycle::ended(at->second->state())) {
+        ++at;
+        continue;
+      }
+      state::ReplicaRow row = at->second->row();
+      auto pod = pods.find(row.pod);
+      if (pod != pods.end() && row.state == "failed") {
+        Pod& owner = pod->second;
+        bool settled = row.ready_us && row.ended_us - row.ready_us > kSettledUs;
+        owner.failures = settled ? 1 : owner.failures + 1;
+        owner.pause_until_us =
+            monotonic_us() +
+            std::min(kLongestPauseUs, kFirstPauseUs << std::min(owner.failures - 1, 20));
+        owner.last_failure = row.reason;
+        owner.last_failure_us = monotonic_us();
+      }
+      gone.push_back(std::move(at->second));
+      at = replicas.erase(at);
+    }
+    return gone;
+  }
+
+  void reconcile(Pod& pod, std::int64_t& next_us) {
+    if (!pod.plan) return;
+    std::int64_t desired = pod.row.stopped ? 0 : pod.row.desired;
+    std::vector<Replica*> current, old;
+    std::int64_t ready = 0;
+    for (auto& [id, replica] : replicas) {
+      state::ReplicaRow row = replica->row();
+      if (row.pod != pod.row.name || row.intent == "stop" || lifecycle::ended(replica->state()))
+        continue;
+      (row.version == pod.row.version ? current : old).push_back(replica.get());
+      if (row.version == pod.row.version && replica->state() == State::kReady) ++ready;
+    }
+    for (std::int64_t missing = desired - static_cast<std::int64_t>(current.size()); missing > 0;
+         --missing) {
+      std::int64_t now = monotonic_us();
+      if (pod.pause_until_us > now) {
+        next_us = std::min(next_us, pod.pause_until_us);
+        break;
+      }
+      std::string id = random_hex(12);
+      replicas.emplace(id, std::make_shared<Replica>(services(), *pod.plan, id,
+                                                     pod.requested_us ? pod.requested_us : now,
+                                                     [this] { poke(); }));
+    }
+    // The ones that are not ready go first, then the youngest.
+    std::sort(current.begin(), current.end(), [](Replica* a, Replica* b) {
+      bool a_ready = a->state() == State::kReady, b_ready = b->state() == State::kReady;
+      return a_ready != b_ready ? b_ready : a->row().created_us > b->row().created_us;
+    });
+    for (std::int64_t extra = static_cast<std::int64_t>(current.size()) - desired, i = 0; i < extra;
+         ++i)
+      current[static_cast<std::size_t>(i)]->stop(pod.row.stopped ? "the pod was stopped"
+                                                                 : "scaled down");
+    if (ready >= desired)
+      for (Replica* replica : old)
+        replica->stop(desired ? "a new version has taken over" : "the pod was stopped");
+  }
+
+  PodView view(Pod& pod) {
+    PodView view;
+    view.row = pod.row;
+    view.spec = pod.spec;
+    for (auto& [id, replica] : replicas) {
+      if (replica->row().pod != pod.row.name || lifecycle::ended(replica->state())) continue;
+      ++view.total;
+      if (replica->state() == State::kReady) ++view.ready;
+    }
+    if (pod.plan) {
+      view.checkpoint_effective = pod.plan->checkpoint.enabled;
+      view.checkpoint_reason = pod.plan->checkpoint.reason;
+      for (const auto& row : database.checkpoints({}, pod.plan->fingerprint))
+        if (row.status == "available") {
+          view.checkpoint = row.id;
+          break;
+        }
+    } else {
+      view.checkpoint_reason = pod.broken;
+    }
+    auto traffic = gateway.traffic(pod.row.name);
+    view.held = traffic.held;
+    view.active = traffic.active;
+    return view;
+  }
+
+  Replica& live_replica(const std::string& id) {
+    auto found = replicas.find(id);
+    if (found == replicas.end())
+      throw Error(Code::kConflict, "use replica", id, "it has ended", "see `thaw ps`");
+    return *found->second;
+  }
+};
+
+Controller::Controller(lifecycle::Settings settings)
+    : impl_(std::make_unique<Impl>(std::move(settings))) {}
+
+Controller::~Controller() {
+  if (impl_->running) shutdown(false);
+}
+
+void Controller::start() {
+  impl_->load_pods();
+  impl_->adopt_replicas();
+  impl_->network.remove_stray_interfaces();
+  impl_->slots.start_refill();
+  impl_->checkpoints.recover([this](const std::string& name) -> std::optional<PodPlan> {
+    auto found = impl_->pods.find(name);
+    return found == impl_->pods.end() ? std::nullopt : found->second.plan;
+  });
+  impl_->running = true;
+  impl_->reconciler = std::thread([this] { impl_->reconcile_loop(); });
+}
+
+void Controller::shutdown(bool stop_replicas) {
+  Impl& impl = *impl_;
+  if (!impl.running) return;
+  impl.running = false;
+  {
+    std::scoped_lock lock(impl.mutex);
+    impl.closing = true;
+    impl.changed.notify_all();
+  }
+  impl.reconciler.join();
+  for (auto& [id, replica] : impl.replicas) {
+    if (stop_replicas)
+      replica->stop("the daemon ends");
+    else
+      replica->detach();
+  }
+  impl.replicas.clear();
+  impl.slots.close();
+  // With no replica left nothing needs the host's side of the network; the next daemon makes it
+  // anew.
+  if (impl.slots.found().empty()) impl.network.destroy();
+  impl.database.close_waiters();
+}
+
+state::Database& Controller::database() { return impl_->database; }
+const lifecycle::Settings& Controller::settings() const { return impl_->settings; }
+
+DeployResult Controller::deploy(const state::PodSpec& wanted) {
+  Impl& impl = *impl_;
+  state::PodSpec spec = wanted;
+  validate(spec, spec.name);
+  DeployResult result;
+  std::int64_t version = 1;
+  {
+    std::scoped_lock lock(impl.mutex);
+    auto found = impl.pods.find(spec.name);
+    result.created = found == impl.pods.end();
+    if (!result.created) {
+      version = found->second.row.version;
+      // A port that Thaw chose stays the same over versions.
+      for (auto& port : spec.ports)
+        for (const auto& old : found->second.spec.ports)
+          if (port.host == 0 && old.container == port.container && old.address == port.address)
+            port.host = old.host;
+    }
+  }
+  PodPlan plan = impl.plan_for(spec, version);
+  std::vector<gateway::PublishedPort> ports;
+  for (const auto& port : spec.ports) ports.push_back({port.address, port.host, port.container});
+  ports = impl.gateway.publish(spec.name, ports);
+  for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
+  plan.spec.ports = spec.ports;
+
+  std::scoped_lock lock(impl.mutex);
+  Impl::Pod& pod = impl.pods[spec.name];
+  nlohmann::json json = to_json(spec);
+  result.changed = result.created || pod.row.spec != json || pod.row.program != plan.program;
+  bool crash_loop = pod.failures > 0;
+  if (result.changed) {
+    plan.version = result.created ? 1 : pod.row.version + 1;
+    if (!result.created) impl.database.clear_backoff(plan.fingerprint);
+    pod.row.name = spec.name;
+    pod.row.version = plan.version;
+    pod.row.spec = json;
+    pod.row.program = plan.program;
+    pod.row.desired = result.created ? spec.min_replicas
+                                     : std::clamp<std::int64_t>(pod.row.desired, spec.min_replicas,
+                                                                spec.max_replicas);
+    pod.row.updated_us = wall_us();
+    if (result.created) pod.row.created_us = pod.row.updated_us;
+    pod.spec = spec;
+    pod.plan = plan;
+    pod.broken.clear();
+  }
+  if (result.changed || crash_loop) pod.failures = 0, pod.pause_until_us = 0;
+  pod.row.stopped = false;
+  pod.requested_us = monotonic_us();
+  impl.database.transaction([&] {
+    impl.database.put_pod(pod.row);
+    if (result.changed)
+      impl.database.append_event({.type = result.created ? "pod.deployed" : "pod.updated",
+                                  .pod = spec.name,
+                                  .message = fmt::format("version {} deployed", pod.row.version)});
+  });
+  if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
+    result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
+  result.pod = impl.view(pod);
+  ++impl.generation;
+  impl.changed.notify_all();
+  return result;
+}
+
+std::vector<PodView> Controller::pods() {
+  std::scoped_lock lock(impl_->mutex);
+  std::vector<PodView> all;
+  for (auto& [name, pod] : impl_->pods) all.push_back(impl_->view(pod));
+  return all;
+}
+
+PodView Controller::pod(const std::string& name) {
+  std::scoped_lock lock(impl_->mutex);
+  return impl_->view(impl_->find_pod(name));
+}
+
+PodView Controller::scale(const std::string& name, int replicas, std::int64_t wait_us) {
+  Impl& impl = *impl_;
+  std::unique_lock lock(impl.mutex);
+  Impl::Pod* pod = &impl.find_pod(name);
+  if (replicas < 0 || replicas > pod->spec.max_replicas)
+    throw Error(Code::kInvalid, "scale pod", name,
+                fmt::format("{} is not between 0 and replicas.max, which is {}", replicas,
+                            pod->spec.max_replicas),
+                "give another number, or deploy it with a higher replicas.max");
+  if (!pod->plan)
+    throw Error(Code::kUnavailable, "scale pod", name, pod->broken, "deploy it again");
+  std::int64_t asked = monotonic_us();
+  pod->row.desired = replicas;
+  pod->row.stopped = false;
+  pod->row.updated_us = wall_us();
+  pod->requested_us = asked;
+  pod->failures = 0;
+  pod->pause_until_us = 0;
+  impl.database.put_pod(pod->row);
+  impl.database.append_event({.type = "pod.scaled",
+                              .pod = name,
+                              .message = fmt::format("{} replicas are wanted", replicas)});
+  ++impl.generation;
+  impl.changed.notify_all();
+  if (wait_us <= 0) return impl.view(*pod);
+  Deadline deadline = Deadline::after_us(wait_us);
+  for (;;) {
+    pod = &impl.find_pod(name);
+    PodView now = impl.view(*pod);
+    if (now.ready == replicas && now.total == replicas) return now;
+    if (pod->last_failure_us > asked && now.ready < replicas)
+      throw Error(Code::kUnavailable, "scale pod", name, pod->last_failure,
+                  "see `thaw logs` and `thaw ps -a`");
+    if (impl.closing)
+      throw Error(Code::kUnavailable, "wait for pod", name, "the daemon ends",
+                  "ask again when it runs again");
+    if (deadline.passed())
+      throw Error(Code::kTimeout, "scale pod", name,
+                  fmt::format("{} of {} replicas are ready", now.ready, replicas), "see `thaw ps`");
+    impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
+  }
+}
+
+void Controller::stop(const std::string& name) {
+  std::scoped_lock lock(impl_->mutex);
+  Impl::Pod& pod = impl_->find_pod(name);
+  pod.row.stopped = true;
+  pod.row.updated_us = wall_us();
+  impl_->database.put_pod(pod.row);
+  impl_->database.append_event(
+      {.type = "pod.stopped", .pod = name, .message = "stop was asked for"});
+  ++impl_->generation;
+  impl_->changed.notify_all();
+}
+
+void Controller::remove(const std::string& name, bool force) {
+  Impl& impl = *impl_;
+  std::unique_lock lock(impl.mutex);
+  Impl::Pod& pod = impl.find_pod(name);
+  int total = impl.view(pod).total;
+  if (total && !force && !pod.row.stopped)
+    throw Error(Code::kConflict, "remove pod", name, fmt::format("{} replicas run", total),
+                "stop it first, or use --force");
+  pod.row.stopped = true;
+  impl.database.put_pod(pod.row);
+  ++impl.generation;
+  impl.changed.notify_all();
+  Deadline deadline = Deadline::after_us(pod.spec.stop_grace_us * 2 + 60'000'000);
+  for (;;) {
+    auto found = impl.pods.find(name);
+    if (found == impl.pods.end()) return;
+    if (impl.view(found->second).total == 0) break;
+    if (impl.closing)
+      throw Error(Code::kUnavailable, "remove pod", name, "the daemon ends",
+                  "ask again when it runs again");
+    if (deadline.passed())
+      throw Error(Code::kTimeout, "remove pod", name, "its replicas did not end in time",
+                  "see `thaw ps`, then try again");
+    impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
+  }
+  impl.gateway.unpublish(name);
+  impl.pods.erase(name);
+  impl.database.transaction([&] {
+    impl.database.remove_pod(name);
+    impl.database.append_event({.type = "pod.removed", .pod = name, .message = "removed"});
+  });
+  lock.unlock();
+  for (const auto& row : impl.database.checkpoints(name))
+    if (row.status != "deleted") impl.checkpoints.remove(row.id);
+}
+
+std::vector<state::ReplicaRow> Controller::replicas(const std::string& pod, bool all) {
+  if (!pod.empty()) this->pod(pod);
+  std::vector<state::ReplicaRow> rows;
+  for (auto& row : impl_->database.replicas(pod))
+    if (all || row.ended_us == 0) rows.push_back(std::move(row));
+  return rows;
+}
+
+state::ReplicaRow Controller::replica(const std::string& text) {
+  auto rows = impl_->database.replicas();
+  std::optional<state::ReplicaRow> newest;
+  std::vector<std::string> ids;
+  for (auto& row : rows) {
+    ids.push_back(row.id);
+    if (row.pod == text && (row.ended_us == 0 || !newest || newest->ended_us != 0)) newest = row;
+  }
+  if (newest) return *newest;
+  std::string id = unique_match(ids, text, "replica");
+  if (id.empty())
+    throw Error(Code::kNotFound, "find replica", text,
+                "there is none with this id, and no pod of this name with a replica",
+                "see `thaw ps -a`");
+  return *impl_->database.replica(id);
+}
+
+void Controller::stop_replica(const std::string& text) {
+  state::ReplicaRow row = replica(text);
+  std::scoped_lock lock(impl_->mutex);
+  Impl::Pod& pod = impl_->find_pod(row.pod);
+  impl_->live_replica(row.id).stop("stop was asked for");
+  // The pod wants one less from now on; else another would take its place at once.
+  if (row.version == pod.row.version && pod.row.desired > 0) --pod.row.desired;
+  impl_->database.put_pod(pod.row);
+  ++impl_->generation;
+  impl_->changed.notify_all();
+}
+
+std::string Controller::log_path(const std::string& text) {
+  return impl_->settings.log_dir(replica(text).id) + "/container.log";
+}
+
+ExecStream Controller::exec(const std::string& text, const std::vector<std::string>& argv,
+                            bool terminal, int rows, int columns) {
+  if (argv.empty())
+    throw Error(Code::kInvalid, "execute in replica", text, "the command is empty",
+                "give a command after --");
+  state::ReplicaRow row = replica(text);
+  std::shared_ptr<lifecycle::ShimClient> shim;
+  {
+    std::scoped_lock lock(impl_->mutex);
+    shim = impl_->live_replica(row.id).running_shim();
+  }
+  ExecStream stream;
+  int session;
+  if (terminal) {
+    Fd master;
+    session = shim->start_session(argv, true, rows, columns, {}, &master);
+    auto shared = std::make_shared<Fd>(master.duplicate());
+    stream.input = master.duplicate();
+    stream.output = std::move(master);
+    stream.resize = [shared](int new_rows, int new_columns) {
+      winsize size{static_cast<unsigned short>(new_rows), static_cast<unsigned short>(new_columns),
+                   0, 0};
+      ::ioctl(shared->get(), TIOCSWINSZ, &size);
+    };
+  } else {
+    auto [in_read, in_write] = Fd::pipe();
+    auto [out_read, out_write] = Fd::pipe();
+    auto [err_read, err_write] = Fd::pipe();
+    session = shim->start_session(argv, false, 0, 0,
+                                  {in_read.get(), out_write.get(), err_write.get()}, nullptr);
+    stream.input = std::move(in_write);
+    stream.output = std::move(out_read);
+    stream.error = std::move(err_read);
+    stream.resize = [](int, int) {};
+  }
+  stream.signal = [shim, session](int number) { shim->signal_session(session, number); };
+  stream.wait = [shim, session] { return *shim->wait_session(session, Deadline::never()); };
+  return stream;
+}
+
+std::vector<state::CheckpointRow> Controller::checkpoints(const std::string& pod) {
+  std::vector<state::CheckpointRow> rows;
+  for (auto& row : impl_->database.checkpoints(pod))
+    if (row.status != "deleted") rows.push_back(std::move(row));
+  return rows;
+}
+
+state::CheckpointRow Controller::checkpoint(const std::string& text) {
+  std::vector<std::string> ids;
+  for (auto& row : checkpoints()) ids.push_back(row.id);
+  std::string id = unique_match(ids, text, "checkpoint");
+  if (id.empty())
+    throw Error(Code::kNotFound, "find checkpoint", text, "there is no such checkpoint",
+                "see `thaw checkpoint ls`");
+  return *impl_->database.checkpoint(id);
+}
+
+nlohmann::json Controller::inspect_checkpoint(const std::string& text) {
+  state::CheckpointRow row = checkpoint(text);
+  std::string path = impl_->settings.checkpoint_dir(row.id) + "/manifest.json";
+  if (!exists(path)) return nlohmann::json::object();
+  nlohmann::json manifest = nlohmann::json::parse(read_file(path), nullptr, false);
+  if (!manifest.is_object()) return nlohmann::json::object();
+  manifest.erase("environment");  // its variables may hold secrets
+  return manifest;
+}
+
+state::CheckpointRow Controller::create_checkpoint(const std::string& name) {
+  std::shared_ptr<Replica> chosen;
+  {
+    std::scoped_lock lock(impl_->mutex);
+    Impl::Pod& pod = impl_->find_pod(name);
+    if (!impl_->criu_missing.empty())
+      throw Error(Code::kUnsupported, "checkpoint pod", name, impl_->criu_missing);
+    for (auto& [id, replica] : impl_->replicas)
+      if (replica->row().pod == name && replica->row().version == pod.row.version &&
+          replica->state() == State::kReady)
+        chosen = replica;
+  }
+  if (!chosen)
+    throw Error(Code::kConflict, "checkpoint pod", name, "no replica of it is ready",
+                "scale it to 1 and wait, or look at `thaw ps`");
+  std::string id = chosen->checkpoint_now(Deadline::after_ms(10 * 60'000));
+  impl_->checkpoints.wait_settled(id, Deadline::after_ms(10 * 60'000));
+  return *impl_->database.checkpoint(id);
+}
+
+void Controller::remove_checkpoint(const std::string& text) {
+  impl_->checkpoints.remove(checkpoint(text).id);
+}
+
+state::ImageRow Controller::import_image(const std::string& reference,
+                                         const std::function<void(const std::string&)>& progress) {
+  image::Image image = image::import_image(impl_->settings.data_dir, reference,
+                                           Deadline::after_ms(30 * 60'000), -1, progress);
+  state::ImageRow row{image.id, reference, image.bytes, wall_us(), image.config};
+  impl_->database.put_image(row);
+  return row;
+}
+
+std::vector<state::ImageRow> Controller::images() { return impl_->database.images(); }
+
+void Controller::remove_image(const std::string& text) {
+  auto row = impl_->database.image(text);
+  if (!row)
+    throw Error(Code::kNotFound, "remove image", text, "there is no such image",
+                "see `thaw image ls`");
+  {
+    std::scoped_lock lock(impl_->mutex);
+    for (auto& [name, pod] : impl_->pods)
+      if (pod.plan && pod.plan->image_id == row->id)
+        throw Error(Code::kConflict, "remove image", text, "pod '" + name + "' uses it",
+                    "remove the pod first");
+  }
+  image::remove_image(impl_->settings.data_dir, row->id);
+  impl_->database.remove_image(row->id);
+}
+
+std::vector<CheckResult> Controller::doctor() { return run_doctor(impl_->settings); }
+
+}  // namespace thaw::pods

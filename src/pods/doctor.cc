@@ -1,0 +1,170 @@
+// The checks of `thaw doctor`: what this host can do, and what to do about what it cannot.
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "checkpoint/criu_install.h"
+#include "pods/controller.h"
+#include "runtime/cgroup.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/process.h"
+
+namespace thaw::pods {
+namespace {
+
+using Status = CheckResult::Status;
+
+CheckResult check_root() {
+  if (::geteuid() == 0) return {"root", Status::kPass, "uid 0", ""};
+  return {"root", Status::kFail, fmt::format("uid {}", ::geteuid()), "run the daemon as root"};
+}
+
+CheckResult check_kernel() {
+  struct utsname kernel;
+  ::uname(&kernel);
+  int major = 0, minor = 0;
+  std::sscanf(kernel.release, "%d.%d", &major, &minor);
+  bool enough = major > 5 || (major == 5 && minor >= 14);
+  return {"kernel", enough ? Status::kPass : Status::kFail, kernel.release,
+          enough ? "" : "Linux 5.14 or newer is needed"};
+}
+
+CheckResult check_criu(const lifecycle::Settings& settings) {
+  try {
+    checkpoint::CriuInstall criu = checkpoint::find_criu(settings.criu_home);
+    return {"criu", Status::kPass, criu.version + " (" + criu.command.back() + ")", ""};
+  } catch (const Error& error) {
+    return {"criu", Status::kWarn, error.cause(),
+            error.remedy() + "; without it every replica starts cold"};
+  }
+}
+
+CheckResult check_program(const std::string& label, const std::string& program, Status missing,
+                          const std::string& remedy) {
+  try {
+    RunResult result = run({program, "--version"}, Deadline::after_ms(10'000));
+    if (result.ok())
+      return {label, Status::kPass, trim(result.out.substr(0, result.out.find('\n'))), ""};
+    return {label, missing, result.why(), remedy};
+  } catch (const Error& error) {
+    return {label, missing, error.cause(), remedy};
+  }
+}
+
+CheckResult check_cgroups() {
+  try {
+    runtime::CgroupLayout layout = runtime::CgroupLayout::detect();
+    std::string kind = layout.unified_only() ? "v2" : layout.unified().empty() ? "v1" : "hybrid";
+    std::string lacking;
+    if (!layout.unified_only())
+      for (const char* controller : {"memory", "cpu", "pids", "freezer", "devices"})
+        if (layout.mount_of(controller).empty())
+          lacking += std::string(lacking.empty() ? "" : ", ") + controller;
+    if (lacking.empty()) return {"cgroups", Status::kPass, kind, ""};
+    return {"cgroups", Status::kWarn, kind + " without " + lacking,
+            "mount these controllers; limits that need them do not work"};
+  } catch (const Error& error) {
+    return {"cgroups", Status::kFail, error.cause(), error.remedy()};
+  }
+}
+
+CheckResult check_userfaultfd() {
+  int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  if (fd < 0)
+    return {"userfaultfd", Status::kWarn, "not available",
+            "build the kernel with CONFIG_USERFAULTFD; restores read all memory ahead without it"};
+  Fd owner(fd);
+  struct uffdio_api api {};
+  api.api = UFFD_API;
+  if (::ioctl(fd, UFFDIO_API, &api) != 0)
+    return {"userfaultfd", Status::kWarn, "its API is refused",
+            "a newer kernel is needed for lazy restores"};
+  bool events =
+      (api.features & UFFD_FEATURE_EVENT_FORK) && (api.features & UFFD_FEATURE_EVENT_REMOVE);
+  return {"userfaultfd", events ? Status::kPass : Status::kWarn,
+          fmt::format("features {:#x}", static_cast<unsigned long long>(api.features)),
+          events ? "" : "fork and remove events are missing: lazy restores are not possible"};
+}
+
+CheckResult check_filesystem(const std::string& name, const std::string& remedy) {
+  bool there = (" " + read_file("/proc/filesystems")).find("\t" + name + "\n") != std::string::npos;
+  return {name, there ? Status::kPass : Status::kFail,
+          there ? "available" : "the kernel does not have it", there ? "" : remedy};
+}
+
+CheckResult check_nftables() {
+  try {
+    RunResult result = run({"nft", "list", "tables"}, Deadline::after_ms(10'000));
+    if (result.ok()) return {"nftables", Status::kPass, "available", ""};
+    return {"nftables", Status::kFail, result.why(),
+            "load nf_tables, or build the kernel with CONFIG_NF_TABLES"};
+  } catch (const Error& error) {
+    return {"nftables", Status::kFail, error.cause(), "install nftables"};
+  }
+}
+
+CheckResult check_limits() {
+  rlimit files{};
+  ::getrlimit(RLIMIT_NOFILE, &files);
+  bool few = files.rlim_max < 4096;
+  return {"open files", few ? Status::kWarn : Status::kPass,
+          fmt::format("limit {}", files.rlim_max),
+          few ? "raise the hard limit (LimitNOFILE= of the unit): each replica and connection "
+                "needs some"
+              : ""};
+}
+
+CheckResult check_capability() {
+  bool has = ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1;
+  return {"CAP_SYS_RESOURCE", has ? Status::kPass : Status::kWarn, has ? "present" : "missing",
+          has ? ""
+              : "limits cannot be raised; CRIU gets a helper to read the limits of other users' "
+                "processes (docs/criu.md)"};
+}
+
+CheckResult check_disk(const std::string& data_dir) {
+  std::string path = data_dir;
+  while (!exists(path) && path.size() > 1)
+    path = std::filesystem::path(path).parent_path().string();
+  struct statvfs info {};
+  if (::statvfs(path.c_str(), &info) != 0) return {"disk", Status::kWarn, "cannot be read", ""};
+  std::uint64_t free = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
+  bool little = free < (2ull << 30);
+  return {"disk", little ? Status::kWarn : Status::kPass,
+          format_bytes(free) + " free for " + data_dir,
+          little ? "make room: checkpoints hold whole memories" : ""};
+}
+
+}  // namespace
+
+std::vector<CheckResult> run_doctor(const lifecycle::Settings& settings) {
+  return {
+      check_root(),
+      check_kernel(),
+      check_criu(settings),
+      check_program("runtime", settings.runtime, Status::kFail,
+                    "install runc, or give another OCI runtime with --runtime"),
+      check_cgroups(),
+      check_userfaultfd(),
+      check_filesystem("overlay", "build the kernel with CONFIG_OVERLAY_FS, or load the module"),
+      check_nftables(),
+      check_program("skopeo", "skopeo", Status::kWarn,
+                    "install skopeo: images cannot be imported without it"),
+      check_program("umoci", "umoci", Status::kWarn,
+                    "install umoci: images cannot be unpacked without it"),
+      check_limits(),
+      check_capability(),
+      check_disk(settings.data_dir)};
+}
+
+}  // namespace thaw::pods

@@ -1,0 +1,406 @@
+#include "pods/spec.h"
+
+#include "pods/condition_spec.h"
+#include "pods/document.h"
+#include "pods/fields.h"
+#include "util/error.h"
+
+namespace thaw::pods {
+namespace {
+
+using nlohmann::json;
+using state::CheckpointSpec;
+using state::Mount;
+using state::PodSpec;
+using state::Port;
+using state::Resources;
+
+constexpr std::int64_t kSecond = 1'000'000, kHour = 3600 * kSecond, kDay = 24 * kHour;
+constexpr int kMaxReplicas = 1000;
+constexpr std::uint64_t kMinMemory = 1 << 20;
+constexpr std::int64_t kMaxPids = 1 << 22;  // the kernel's PID_MAX_LIMIT
+const Text kAnyText{.empty_allowed = true};
+
+// --- the tables
+// -----------------------------------------------------------------------------------------------------
+
+const std::vector<Field<Mount>>& mount_fields() {
+  static const std::vector<Field<Mount>> fields = {
+      field("source", &Mount::source, HostPath{},
+            "File or folder of the host; a relative path is taken from the folder of the "
+            "specification.",
+            kRequired),
+      field("target", &Mount::target, InnerPath{}, "Where the container sees it.", kRequired),
+      field("readonly", &Mount::readonly, Flag{}, "The container cannot write to it."),
+  };
+  return fields;
+}
+
+const std::vector<Field<Port>>& port_fields() {
+  static const std::vector<Field<Port>> fields = {
+      field("container", &Port::container, Integer<std::uint16_t>{1, 65535},
+            "The TCP port that the program listens on.", kRequired),
+      field("host", &Port::host, Integer<std::uint16_t>{0, 65535},
+            "The port of the host; 0: Thaw chooses one at deploy."),
+      field("address", &Port::address, IpAddress{},
+            "The address of the host to publish on; 0.0.0.0 or :: for all."),
+  };
+  return fields;
+}
+
+// The long form, or 8000, "9000:8000" and "0.0.0.0:9000:8000" as docker and podman have them.
+struct PortType {
+  Port read(const Place& at) const {
+    if (at.node.kind != Node::Kind::kText) return Object<Port>{port_fields}.read(at);
+    std::string text = at.text();
+    constexpr const char* remedy =
+        "write 8000, \"9000:8000\" (host:container), \"0.0.0.0:9000:8000\" or {container: 8000, "
+        "host: 9000}";
+    if (text.find('/') != std::string::npos)
+      at.refuse(quote(text) + " names a protocol, and only TCP is published", remedy);
+    std::vector<std::string> parts;  // from the right: container, host, address
+    while (parts.size() < 2) {
+      std::size_t colon = text.rfind(':');
+      parts.push_back(colon == std::string::npos ? text : text.substr(colon + 1));
+      if (colon == std::string::npos) break;
+      text.resize(colon);
+      if (parts.size() == 2) parts.push_back(text);
+    }
+    Node long_form = Node::map({});
+    for (auto& part : parts)
+      if (part.empty()) at.refuse(quote(at.text()) + " is not a port", remedy);
+    auto is_number = [](const std::string& part) {
+      return part.find_first_not_of("0123456789") == std::string::npos;
+    };
+    if (!is_number(parts[0]) || (parts.size() > 1 && !is_number(parts[1])))
+      at.refuse(quote(at.text()) + " is not a port", remedy);
+    long_form.items.push_back(Node::value(parts[0], false).named("container"));
+    if (parts.size() > 1) long_form.items.push_back(Node::value(parts[1], false).named("host"));
+    if (parts.size() > 2) {
+      std::string address = parts[2];
+      if (address.starts_with('[') && address.ends_with(']'))
+        address = address.substr(1, address.size() - 2);
+      long_form.items.push_back(Node::value(address).named("address"));
+    }
+    for (auto& item : long_form.items) item.line = at.node.line;
+    return Object<Port>{port_fields}.read({at.reading, long_form, at.path});
+  }
+  json write(const Port& port) const { return Object<Port>{port_fields}.write(port); }
+  json schema() const {
+    return {{"anyOf",
+             {Integer<int>{1, 65535}.schema(),
+              {{"type", "string"}, {"pattern", "^((.+:)?[0-9]+:)?[0-9]+$"}},
+              Object<Port>{port_fields}.schema()}}};
+  }
+};
+
+const std::vector<Field<Resources>>& resource_fields() {
+  static const std::vector<Field<Resources>> fields = {
+      field("cpu", &Resources::cpu, Cores{}, "Cores at most, such as 1.5 or 500m; 0: no limit."),
+      field("memory", &Resources::memory, Bytes{kMinMemory},
+            "Memory at most, such as 2GiB; 0: no limit."),
+      field("pids", &Resources::pids, Integer<std::uint64_t>{1, kMaxPids},
+            "Processes and threads at most."),
+      field("gpu", &Resources::gpu, Integer<int>{0, 64}, "Number of GPUs."),
+  };
+  return fields;
+}
+
+// {min: 0, max: 4}, or a plain number for both.
+struct Replicas {
+  struct Range {
+    std::optional<int> min, max;
+  };
+  struct Bound : Integer<int> {
+    std::optional<int> read(const Place& at) const { return Integer<int>::read(at); }
+    json write(const std::optional<int>& value) const { return value ? json(*value) : json(); }
+  };
+  static const std::vector<Field<Range>>& fields() {
+    static const std::vector<Field<Range>> table = {
+        field("min", &Range::min, Bound{{0, kMaxReplicas}},
+              "Replicas that always run; with 0 the first request starts one. 1 when absent."),
+        field("max", &Range::max, Bound{{1, kMaxReplicas}},
+              "Replicas at most. The larger of min and 1 when absent."),
+    };
+    return table;
+  }
+  void read(const Place& at, PodSpec& spec) const {
+    if (at.node.kind == Node::Kind::kText) {
+      spec.min_replicas = spec.max_replicas = Integer<int>{0, kMaxReplicas}.read(at);
+      if (!spec.max_replicas)
+        at.refuse("0 is minimum and maximum, so that none could ever run",
+                  "write {min: 0, max: 1} to start one at the first request");
+      return;
+    }
+    Range range = Object<Range>{fields}.read(at);
+    spec.min_replicas = range.min.value_or(1);
+    spec.max_replicas = range.max.value_or(std::max(spec.min_replicas, 1));
+  }
+  json write(const PodSpec& spec) const {
+    return {{"min", spec.min_replicas}, {"max", spec.max_replicas}};
+  }
+  json schema() const {
+    return {{"anyOf", {Integer<int>{1, kMaxReplicas}.schema(), Object<Range>{fields}.schema()}}};
+  }
+};
+
+struct When {  // may be absent
+  std::optional<state::Condition> read(const Place& at) const { return ConditionType{}.read(at); }
+  json write(const std::optional<state::Condition>& condition) const {
+    return condition ? ConditionType{}.write(*condition) : json();
+  }
+  json schema() const { return ConditionType{}.schema(); }
+};
+
+const std::vector<Field<CheckpointSpec>>& checkpoint_fields() {
+  using C = CheckpointSpec;
+  static const std::vector<Field<C>> fields = {
+      field("enabled", &C::enabled, Flag{},
+            "Checkpoint the first warm replica and start later ones from it. True when absent and "
+            "`when` is given."),
+      field("when", &C::when, When{},
+            "The condition that must hold before a replica counts as warm."),
+      field("timeout", &C::timeout_us, Duration{kSecond, kDay}, "How long the condition may take."),
+      field("on_timeout", &C::on_timeout,
+            Choice<C::OnTimeout>{{{"serve", C::OnTimeout::kServe}, {"fail", C::OnTimeout::kFail}}},
+            "What becomes of a replica whose condition did not hold in time: it serves without a "
+            "checkpoint, or it fails."),
+      field("verify", &C::verify, Flag{},
+            "Prove a new checkpoint by restoring it once before it is offered."),
+      field("memory", &C::memory,
+            Choice<C::Memory>{{{"lazy", C::Memory::kLazy}, {"eager", C::Memory::kEager}}},
+            "Bring memory back when it is touched, or all of it before the replica resumes."),
+  };
+  return fields;
+}
+
+// A condition without `enabled` means that a checkpoint is wanted.
+struct Checkpoint : Object<CheckpointSpec> {
+  CheckpointSpec read(const Place& at) const {
+    CheckpointSpec spec = Object::read(at);
+    if (!at.node.find("enabled")) spec.enabled = spec.when.has_value();
+    return spec;
+  }
+  json schema() const {
+    json result = Object::schema();
+    result["properties"]["enabled"].erase("default");
+    return result;
+  }
+};
+
+const std::vector<Field<PodSpec>>& pod_fields() {
+  static const std::vector<Field<PodSpec>> fields = [] {
+    std::vector<Field<PodSpec>> table = {
+        field("name", &PodSpec::name,
+              Text{"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+                   "a DNS label: at most 63 lower-case letters, digits and '-', a letter or digit "
+                   "at either end"},
+              "The pod's name, a DNS label.", kRequired),
+        field("image", &PodSpec::image, ImageReference{},
+              "The image, such as docker://python:3.12 or oci:./images/app:1; this or rootfs."),
+        field("rootfs", &PodSpec::rootfs, HostPath{},
+              "A folder to use as the root file system; this or image."),
+        field("command", &PodSpec::command, ListOf<Text>{kAnyText},
+              "What to run; the image's ENTRYPOINT and CMD when absent."),
+        field("args", &PodSpec::args, ListOf<Text>{kAnyText},
+              "Arguments after the command, or in place of the image's CMD."),
+        field("env", &PodSpec::env, Variables{},
+              "Environment variables, beside those of the image."),
+        field("workdir", &PodSpec::workdir, InnerPath{},
+              "Working folder; the image's when absent."),
+        field("user", &PodSpec::user,
+              Text{"[^\\s:]+(:[^\\s:]+)?", "of the form user or user:group, by number or by name"},
+              "Who runs the command, such as \"1000:1000\"; the image's when absent."),
+        field("mounts", &PodSpec::mounts, ListOf<Object<Mount>>{{mount_fields}},
+              "Files and folders of the host; they do not belong to a checkpoint."),
+        field("ports", &PodSpec::ports, ListOf<PortType>{},
+              "Published TCP ports; the first one is the default of http and tcp conditions."),
+        field("resources", &PodSpec::resources, Object<Resources>{resource_fields},
+              "Limits of each replica."),
+    };
+    Replicas replicas;
+    table.push_back({"replicas", "How many run.", false,
+                     [=](const Place& at, PodSpec& spec) { replicas.read(at, spec); },
+                     [=](const PodSpec& spec) { return replicas.write(spec); },
+                     [=] { return replicas.schema(); }});
+    Field<PodSpec> checkpoint =
+        field("checkpoint", &PodSpec::checkpoint, Checkpoint{{checkpoint_fields}},
+              "When to checkpoint, and how to restore.");
+    auto read = checkpoint.read;
+    checkpoint.read = [read](const Place& at, PodSpec& spec) {
+      at.reading.default_port = spec.ports.empty() ? 0 : spec.ports[0].container;
+      read(at, spec);
+    };
+    table.push_back(std::move(checkpoint));
+    table.push_back(field("stop_grace", &PodSpec::stop_grace_us, Duration{0, kHour},
+                          "Time from SIGTERM to SIGKILL."));
+    return table;
+  }();
+  return fields;
+}
+
+// --- what one field alone cannot know
+// ---------------------------------------------------------------------------------
+
+class Checks {
+ public:
+  Checks(const Reading& reading, const PodSpec& spec) : reading_(reading), spec_(spec) {}
+
+  void run() const {
+    program();
+    variables();
+    mounts();
+    ports();
+    if (spec_.min_replicas > spec_.max_replicas)
+      refuse("replicas",
+             "min " + std::to_string(spec_.min_replicas) + " is more than max " +
+                 std::to_string(spec_.max_replicas),
+             "raise max or lower min");
+    if (spec_.checkpoint.enabled && !spec_.checkpoint.when)
+      refuse("checkpoint", "it is enabled, but says not when",
+             "add when, such as when: {http: {path: /health}}, or enabled: false");
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& path, std::string cause, std::string remedy) const {
+    throw Error(Code::kInvalid, "read the pod specification", reading_.locate(path),
+                std::move(cause), std::move(remedy));
+  }
+
+  void program() const {
+    if (spec_.image.empty() == spec_.rootfs.empty())
+      refuse(
+          spec_.image.empty() ? "" : "rootfs",
+          spec_.image.empty() ? "it has neither image nor rootfs" : "it has both image and rootfs",
+          "give exactly one of them");
+    if (!spec_.rootfs.empty() && spec_.command.empty())
+      refuse("rootfs", "a rootfs has no command of its own", "add command");
+    if (!spec_.command.empty() && spec_.command[0].empty())
+      refuse("command[0]", "the program's name is empty", "write the program to run");
+  }
+
+  void variables() const {
+    static constexpr std::string_view kOurs[] = {"THAW_POD", "THAW_REPLICA",
+                                                 "THAW_CHECKPOINT_ENABLED",
+                                                 "THAW_CHECKPOINT_CONDITION", "NOTIFY_SOCKET"};
+    for (std::string_view name : kOurs)
+      if (spec_.env.contains(std::string(name)))
+        refuse("env." + std::string(name), "Thaw sets this variable itself", "leave it out");
+  }
+
+  static bool within(const std::string& path, const std::string& folder) {
+    return path == folder || folder == "/" || path.starts_with(folder + "/");
+  }
+
+  void mounts() const {
+    for (std::size_t i = 0; i < spec_.mounts.size(); ++i) {
+      const std::string& target = spec_.mounts[i].target;
+      std::string path = "mounts[" + std::to_string(i) + "].target";
+      if (target == "/") refuse(path, "/ is the root file system", "use rootfs for that");
+      for (const char* ours : {"/proc", "/sys", "/run/thaw"})
+        if (within(target, ours))
+          refuse(path, std::string(ours) + " belongs to Thaw", "mount it elsewhere");
+      if (target == "/dev") refuse(path, "/dev belongs to Thaw", "mount it elsewhere");
+      for (std::size_t j = 0; j < i; ++j) {
+        const std::string& earlier = spec_.mounts[j].target;
+        std::string which = "mounts[" + std::to_string(j) + "]";
+        if (earlier == target)
+          refuse(path, target + " is the target of " + which + ", too",
+                 "give each mount a target of its own");
+        if (within(earlier, target))
+          refuse(path, target + " would hide " + earlier + " of " + which,
+                 "put this mount before that one");
+      }
+    }
+  }
+
+  void ports() const {
+    auto any = [](const Port& port) { return port.address == "0.0.0.0" || port.address == "::"; };
+    for (std::size_t i = 0; i < spec_.ports.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j) {
+        const Port &a = spec_.ports[j], &b = spec_.ports[i];
+        std::string path = "ports[" + std::to_string(i) + "]",
+                    which = "ports[" + std::to_string(j) + "]";
+        if (a == b) refuse(path, "it is the same as " + which, "leave one of them out");
+        bool overlap = a.address == b.address || any(a) || any(b);
+        if (a.host && a.host == b.host && overlap)
+          refuse(path, "port " + std::to_string(b.host) + " of the host is taken by " + which,
+                 "give each its own host port or address");
+      }
+  }
+
+  const Reading& reading_;
+  const PodSpec& spec_;
+};
+
+// People bring the files that they have.
+void refuse_foreign(const Place& at) {
+  const Node* kind = at.node.find("kind");
+  if (kind || at.node.find("apiVersion")) {
+    std::string what = kind && kind->kind == Node::Kind::kText ? " (kind: " + kind->text + ")" : "";
+    at.refuse("this is a Kubernetes manifest" + what + ", not a pod specification of Thaw",
+              "write name, image, command, ports and checkpoint at the top level; on a cluster, "
+              "name Thaw as the manifest's runtimeClassName instead");
+  }
+  if (at.node.find("services"))
+    at.refuse(
+        "this is a Compose file, not a pod specification of Thaw",
+        "write one file for each service, with name, image, command and ports at the top level");
+}
+
+PodSpec read(const Node& document, Reading& reading) {
+  reading.lines[""] = document.line;
+  Place root{reading, document, ""};
+  root.expect(Node::Kind::kMap, "a mapping with name, image, command, ports and so on");
+  refuse_foreign(root);
+  PodSpec spec = Object<PodSpec>{pod_fields}.read(root);
+  Checks(reading, spec).run();
+  return spec;
+}
+
+}  // namespace
+
+PodSpec parse_spec(std::string_view text, const std::string& file, const std::string& base_dir) {
+  Node document = parse_document(text, file);
+  Reading reading{.file = file, .base_dir = base_dir};
+  return read(document, reading);
+}
+
+json to_json(const PodSpec& spec) { return Object<PodSpec>{pod_fields}.write(spec); }
+
+PodSpec from_json(const json& value) {
+  Node document = document_of(value);
+  Reading reading;
+  return read(document, reading);
+}
+
+// By reading what would be written: so a specification made by hand, as by the command line, meets
+// the same checks as a file.
+void validate(const PodSpec& spec, const std::string& file) {
+  json written = to_json(spec);
+  try {
+    written.dump();
+  } catch (const json::exception&) {
+    throw Error(Code::kInvalid, "read the pod specification", file,
+                "it holds text that is not UTF-8");
+  }
+  Node document = document_of(written);
+  Reading reading{.file = file};
+  const json plain = to_json(read(document, reading));
+  for (auto& [key, value] : written.items())
+    if (plain.at(key) != value)
+      throw Error(Code::kInvalid, "read the pod specification", reading.locate(key),
+                  "it is not in its plain form",
+                  "write " + quote(plain.at(key).dump()) + " in place of " + quote(value.dump()));
+}
+
+json json_schema() {
+  json schema = Object<PodSpec>{pod_fields}.schema();
+  schema["$schema"] = "https://json-schema.org/draft/2020-12/schema";
+  schema["title"] = "Pod specification of Thaw";
+  schema["oneOf"] = json::array({{{"required", {"image"}}}, {{"required", {"rootfs", "command"}}}});
+  schema["$defs"] = {{"condition", ConditionType::definition()}};
+  return schema;
+}
+
+}  // namespace thaw::pods

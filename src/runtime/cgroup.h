@@ -1,0 +1,55 @@
+// One control group of a replica on every hierarchy the host has: v2, v1, or hybrid. The same
+// limits whether runc or CRIU puts processes in it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "state/spec.h"
+#include "util/clock.h"
+
+namespace thaw::runtime {
+
+// Where the host's hierarchies are mounted. Read from /proc/self/mountinfo once.
+struct CgroupLayout {
+  struct Hierarchy {
+    std::string controllers;  // "cpu", "cpu,cpuacct", "name=systemd"; empty for v2
+    std::string mount;
+    bool v2 = false;
+  };
+  std::vector<Hierarchy> hierarchies;
+  bool unified_only() const;                                  // a pure v2 host
+  std::string mount_of(const std::string& controller) const;  // "" when no v1 hierarchy has it
+  std::string unified() const;                                // mount of v2, "" when none
+  static CgroupLayout detect();
+};
+
+class Cgroup {
+ public:
+  // `path` absolute within each hierarchy, e.g. "/thaw/d3f1/slot-12". Made when absent. Does not
+  // own: remove() is explicit.
+  Cgroup(CgroupLayout layout, std::string path);
+  void create() const;
+  // cgroup.procs of each hierarchy that replicas are put in.
+  std::vector<std::string> procs_files() const;
+  const std::string& path() const { return path_; }
+  // Sets cpu, memory, pids limits and (v1) the device list. Zero means no limit.
+  void apply(const state::Resources& resources) const;
+  std::vector<int> pids() const;
+  // SIGKILL to everything in it until it is empty; thaws it first. False at the deadline.
+  bool kill_all(Deadline deadline) const;
+  // rmdir on every hierarchy, nested groups too. False when something still lives in it.
+  bool remove() const;
+  bool remove_if_empty() const;  // the same, but leaves it when it has groups of its own
+  void freeze(bool on, Deadline deadline) const;
+  std::int64_t oom_kills() const;      // since creation
+  std::uint64_t memory_bytes() const;  // charged now
+ private:
+  std::string file(const std::string& controller, const std::string& v1_name,
+                   const std::string& v2_name) const;
+  CgroupLayout layout_;
+  std::string path_;
+};
+
+}  // namespace thaw::runtime

@@ -1,0 +1,222 @@
+#include "runtime/enter.h"
+
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/container.h"
+#include "util/error.h"
+
+namespace thaw::runtime {
+namespace {
+
+// What the entered process and the one between report: one message each over a SEQPACKET socket.
+struct Report {
+  int pid = 0;           // of the entered process, host's number
+  int error_number = 0;  // with `step`
+  char step[48] = {};
+};
+
+bool send_report(int socket, const Report& report, int fd) {
+  iovec data{const_cast<Report*>(&report), sizeof report};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL) >= 0;
+}
+
+bool receive_report(int socket, Report& report, Fd& fd) {
+  iovec data{&report, sizeof report};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t n;
+  do n = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+  while (n < 0 && errno == EINTR);
+  if (n != sizeof report) return false;
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_type != SCM_RIGHTS) continue;
+    int received;
+    std::memcpy(&received, CMSG_DATA(header), sizeof received);
+    fd.reset(received);
+  }
+  return true;
+}
+
+[[noreturn]] void give_up(int socket, const char* step) {
+  Report report;
+  report.error_number = errno;
+  std::strncpy(report.step, step, sizeof report.step - 1);
+  send_report(socket, report, -1);
+  ::_exit(126);
+}
+
+void drop_capabilities(int socket, std::uint64_t keep) {
+  for (int capability = 0; capability < 64; ++capability) {
+    if (keep & (std::uint64_t{1} << capability)) continue;
+    if (::prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 && errno != EINVAL)
+      give_up(socket, "drop capability");
+  }
+}
+
+void set_capabilities(int socket, std::uint64_t keep) {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2] = {};
+  for (int word = 0; word < 2; ++word) {
+    data[word].permitted = data[word].effective = static_cast<std::uint32_t>(keep >> (32 * word));
+    data[word].inheritable = 0;
+  }
+  if (::syscall(SYS_capset, &header, data) != 0) give_up(socket, "set capabilities");
+}
+
+// The entered process. Only calls that are safe after a fork of a threaded process.
+[[noreturn]] void run_entered(const EnterOptions& options, int socket, char* const* argv,
+                              char* const* env, const char* path, std::uint64_t capabilities) {
+  ::setsid();
+  if (options.terminal) {
+    int master = ::open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (master < 0) give_up(socket, "open /dev/ptmx in the container");
+    int unlock = 0;
+    if (::ioctl(master, TIOCSPTLCK, &unlock) != 0) give_up(socket, "unlock terminal");
+    int slave = ::ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY);
+    if (slave < 0) give_up(socket, "open terminal");
+    winsize size{static_cast<unsigned short>(options.rows),
+                 static_cast<unsigned short>(options.columns), 0, 0};
+    ::ioctl(slave, TIOCSWINSZ, &size);
+    ::fchown(slave, options.uid, static_cast<gid_t>(-1));
+    if (::ioctl(slave, TIOCSCTTY, 0) != 0) give_up(socket, "take terminal");
+    for (int number = 0; number < 3; ++number) ::dup2(slave, number);
+    if (slave > 2) ::close(slave);
+    Report report;
+    if (!send_report(socket, report, master)) give_up(socket, "send terminal");
+  } else {
+    int given[3] = {options.input, options.output, options.error};
+    for (int& fd : given)
+      if (fd >= 0 && (fd = ::fcntl(fd, F_DUPFD, 100)) < 0) give_up(socket, "duplicate descriptor");
+    for (int number = 0; number < 3; ++number) {
+      int from = given[number] >= 0 ? given[number] : ::open("/dev/null", O_RDWR);
+      if (from < 0 || ::dup2(from, number) < 0) give_up(socket, "set standard descriptors");
+    }
+  }
+  drop_capabilities(socket, capabilities);
+  if (::setgroups(options.groups.size(), options.groups.data()) != 0) give_up(socket, "set groups");
+  if (::setgid(options.gid) != 0) give_up(socket, "set group");
+  if (::setuid(options.uid) != 0) give_up(socket, "set user");
+  if (options.uid == 0) set_capabilities(socket, capabilities);
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) give_up(socket, "set no_new_privs");
+  if (::chdir(options.cwd.c_str()) != 0) give_up(socket, "change directory");
+  ::umask(022);
+  // Nothing of the shim's may reach the program; all but the report's socket is close-on-exec
+  // already, and that, too.
+  if (::syscall(SYS_close_range, 3u, ~0u, 1u << 2 /* CLOSE_RANGE_CLOEXEC */) != 0)
+    give_up(socket, "close descriptors");
+  ::environ = const_cast<char**>(env);
+  if (path) ::setenv("PATH", path, 1);
+  ::execvp(argv[0], argv);
+  give_up(socket, "start program");
+}
+
+}  // namespace
+
+Entered enter_container(int init_pid, const EnterOptions& options) {
+  if (options.argv.empty())
+    throw Error(Code::kInvalid, "execute in container", "", "the command is empty");
+  std::vector<char*> argv, env;
+  const char* path = nullptr;
+  for (const std::string& text : options.argv) argv.push_back(const_cast<char*>(text.c_str()));
+  argv.push_back(nullptr);
+  for (const std::string& text : options.env) {
+    env.push_back(const_cast<char*>(text.c_str()));
+    if (text.rfind("PATH=", 0) == 0) path = text.c_str() + 5;
+  }
+  env.push_back(nullptr);
+  Fd init;
+  try {
+    init = Fd::pidfd(init_pid);
+  } catch (const Error&) {
+    throw Error(Code::kConflict, "execute in container", options.argv[0],
+                "the container has ended");
+  }
+  std::vector<Fd> groups;
+  for (const std::string& file : options.procs_files) groups.push_back(Fd::open(file, O_WRONLY));
+  auto [ours, theirs] = Fd::socket_pair(SOCK_SEQPACKET);
+  std::uint64_t capabilities = default_capabilities();
+
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  pid_t between = ::fork();
+  if (between == 0) {
+    int socket = theirs.get();
+    for (int number = 1; number < 65; ++number) ::signal(number, SIG_DFL);
+    for (Fd& group : groups)
+      if (::write(group.get(), "0", 1) != 1) give_up(socket, "join cgroup");
+    // A pid namespace holds for children only, so one more process is needed; CLONE_PARENT makes it
+    // the shim's child.
+    if (::setns(init.get(), CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC) != 0)
+      give_up(socket, "enter namespaces");
+    Report report;
+    report.pid = static_cast<int>(::syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0));
+    if (report.pid < 0) give_up(socket, "fork");
+    if (report.pid == 0) {
+      sigset_t none;
+      ::sigemptyset(&none);
+      ::sigprocmask(SIG_SETMASK, &none, nullptr);
+      run_entered(options, socket, argv.data(), env.data(), path, capabilities);
+    }
+    send_report(socket, report, -1);
+    ::_exit(0);
+  }
+  int fork_errno = errno;
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (between < 0) throw_errno("fork for", options.argv[0], fork_errno);
+  theirs.reset();
+
+  std::optional<Process> process;
+  Fd terminal;
+  Report failure;
+  for (Report report; receive_report(ours.get(), report, terminal);) {
+    if (report.pid) process.emplace(Process::adopt(report.pid));
+    if (report.error_number) failure = report;
+  }
+  while (::waitpid(between, nullptr, 0) < 0 && errno == EINTR) {
+  }
+  if (failure.error_number || !process) {
+    std::string step = failure.step[0] ? failure.step : "execute in container";
+    int number = failure.error_number ? failure.error_number : ESRCH;
+    if (number == ENOENT && step == "start program")
+      throw Error(Code::kNotFound, "execute in container", options.argv[0],
+                  "there is no such program in it");
+    throw_errno(step, options.argv[0], number);
+  }
+  return {std::move(*process), std::move(terminal)};
+}
+
+}  // namespace thaw::runtime

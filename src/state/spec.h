@@ -1,0 +1,90 @@
+// The pod specification as plain data. Parsed and checked by pods/spec.h, stored as JSON, read by
+// everything above.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace thaw::state {
+
+struct Mount {
+  std::string source;  // absolute path on the host
+  std::string target;  // absolute path in the container
+  bool readonly = false;
+  bool operator==(const Mount&) const = default;
+};
+
+struct Port {
+  std::uint16_t container = 0;
+  std::uint16_t host = 0;             // 0: chosen by Thaw at deploy, shown by `thaw ls`
+  std::string address = "127.0.0.1";  // where it is published
+  bool operator==(const Port&) const = default;
+};
+
+struct Resources {
+  double cpu = 0;            // cores; 0: no limit
+  std::uint64_t memory = 0;  // bytes; 0: no limit
+  std::uint64_t pids = 1024;
+  int gpu = 0;
+  bool operator==(const Resources&) const = default;
+};
+
+struct Condition {
+  enum class Kind {
+    kHttp,
+    kTcp,
+    kExec,
+    kFile,
+    kLog,
+    kPython,
+    kNotify,
+    kWorkers,
+    kAfter,
+    kAll,
+    kAny
+  };
+  Kind kind = Kind::kAfter;
+  std::uint16_t port = 0;           // http, tcp
+  std::string path;                 // http: path; file: absolute path in the container
+  int status = 200;                 // http
+  std::vector<std::string> argv;    // exec
+  std::string pattern;              // log: RE2 syntax
+  std::string callable;             // python: "module:function"
+  int workers = 0;                  // workers
+  std::int64_t after_us = 0;        // after
+  std::vector<Condition> children;  // all, any
+  bool operator==(const Condition&) const = default;
+};
+
+struct CheckpointSpec {
+  bool enabled = false;
+  std::optional<Condition> when;
+  std::int64_t timeout_us = 600'000'000;
+  enum class OnTimeout { kServe, kFail } on_timeout = OnTimeout::kServe;
+  bool verify = true;  // prove a new checkpoint before it is offered
+  enum class Memory { kLazy, kEager } memory = Memory::kLazy;
+  bool operator==(const CheckpointSpec&) const = default;
+};
+
+struct PodSpec {
+  std::string name;
+  std::string image;   // a reference; or
+  std::string rootfs;  // an absolute directory
+  std::vector<std::string> command, args;
+  std::map<std::string, std::string> env;
+  std::string workdir;  // empty: the image's
+  std::string user;     // "uid[:gid]" or names of the image's /etc/passwd; empty: the image's
+  std::vector<Mount> mounts;
+  std::vector<Port> ports;
+  Resources resources;
+  int min_replicas = 1;
+  int max_replicas = 1;
+  CheckpointSpec checkpoint;
+  std::int64_t stop_grace_us = 10'000'000;  // SIGTERM to SIGKILL
+  bool operator==(const PodSpec&) const = default;
+};
+
+}  // namespace thaw::state

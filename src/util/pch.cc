@@ -1,0 +1,1 @@
+#include "util/pch.h"

@@ -1,0 +1,239 @@
+"""No checkpoint, or one that does not restore: an ordinary cold start, with the reason told, and nothing left of the attempt."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import common
+import thawtest
+from common import Client, Knocker, Pod
+from thawtest import check, equal, wait_for
+
+GO = {"file": "/ctl/go"}
+
+
+def checkpointed(daemon, when=None, **more):
+    """A pod with an available checkpoint and no replica; the checkpoint."""
+    pod = Pod(daemon, when=when or GO, **more)
+    pod.warm()
+    checkpoint = pod.wait_checkpoint()
+    daemon.scale(pod.name, 0)
+    return pod, checkpoint
+
+
+def expect_cold(pod, checkpoint, outcome, reason, status):
+    """Starts a replica that falls back; it. `reason` is a word that must be told wherever reasons are."""
+    daemon = pod.daemon
+    since = daemon.last_event()
+    client = Client(pod.port)
+    client.wait_connected()
+    row = daemon.scale(pod.name, 1)[0]
+    equal(client.wait_answer()["identity"]["started_from"], "cold", "what the program is told")
+    pod.check_gate(row["id"])
+    equal((row["started_from"], row["outcome"]), ("cold", outcome), f"the replica (its reason is: {row['reason']})")
+    check(reason in (row["reason"] or ""), f"the replica's reason does not tell of '{reason}': {row['reason']}")
+    fallbacks = [e for e in pod.events(after=since, replica=row["id"]) if e["type"] in ("replica.fallback", "replica.preparing")]
+    check(any(reason in e["message"] for e in fallbacks), f"no event tells of '{reason}': {[e['message'] for e in fallbacks]}")
+    check(reason in daemon.cli("ps").stdout, "`thaw ps` does not tell of it")
+    found = daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")
+    equal(found["status"], status, f"the checkpoint (its reason is: {found['reason']})")
+    if status == "restore_failed":
+        check(reason in (found["reason"] or ""), f"the checkpoint's reason does not tell of '{reason}': {found['reason']}")
+        check(reason in daemon.cli("checkpoint", "ls").stdout, "`thaw checkpoint ls` does not tell of it")
+    # The attempt is gone: what there is now is this replica's, and what waits for the next ones.
+    wait_for(lambda: len(os.listdir(daemon.data / "slots")) == daemon.slots + 1, "only the slots in use and those prepared are there")
+    return row
+
+
+def flip_a_byte(path):
+    size = os.path.getsize(path)
+    with open(path, "r+b") as file:
+        file.seek(size // 2)
+        byte = file.read(1)[0]
+        file.seek(size // 2)
+        file.write(bytes([byte ^ 0x5A]))
+
+
+def pages(daemon, checkpoint):
+    return next((daemon.data / "checkpoints" / checkpoint["id"] / "images").glob("pages-*.img"))
+
+
+def truncate(daemon, checkpoint):
+    file = pages(daemon, checkpoint)
+    os.truncate(file, os.path.getsize(file) - 4096)
+
+
+def flip(daemon, checkpoint):
+    flip_a_byte(pages(daemon, checkpoint))
+
+
+def flip_and_restart(daemon, checkpoint):
+    """Nothing but the digest can tell: size and times are as they were."""
+    file = pages(daemon, checkpoint)
+    info = os.stat(file)
+    daemon.stop()
+    flip_a_byte(file)
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    daemon.start()
+
+
+def flip_in_layer(daemon, checkpoint):
+    daemon.stop()
+    layer = daemon.data / "checkpoints" / checkpoint["id"] / "fs.0"
+    flip_a_byte(next(file for file in layer.rglob("*") if file.is_file() and file.stat().st_size))
+    daemon.start()
+
+
+def remove_image(daemon, checkpoint):
+    next((daemon.data / "checkpoints" / checkpoint["id"] / "images").glob("core-*.img")).unlink()
+
+
+def remove_layer(daemon, checkpoint):
+    shutil.rmtree(daemon.data / "checkpoints" / checkpoint["id"] / "fs.0")
+
+
+def change_manifest(daemon, checkpoint):
+    file = daemon.data / "checkpoints" / checkpoint["id"] / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["pipes"][0] = "pipe:[1]"
+    file.write_text(json.dumps(manifest))
+
+
+def garble_manifest(daemon, checkpoint):
+    (daemon.data / "checkpoints" / checkpoint["id"] / "manifest.json").write_text('{"version": 1, "mac"')
+
+
+def remove_manifest(daemon, checkpoint):
+    (daemon.data / "checkpoints" / checkpoint["id"] / "manifest.json").unlink()
+
+
+def remove_all(daemon, checkpoint):
+    shutil.rmtree(daemon.data / "checkpoints" / checkpoint["id"])
+
+
+def test_broken_checkpoints(daemon):
+    """Each is found before CRIU sees it, never offered again, and replaced by a new one."""
+    pod, checkpoint = checkpointed(daemon, {"all": [GO, {"file": "/var/tmp/layer"}]}, env={"AT_START": "write:/var/tmp/layer"})
+    with Knocker(daemon):
+        for damage, reason in ((truncate, "bytes instead of"), (flip, "sha256"), (flip_and_restart, "sha256"), (flip_in_layer, "sha256"),
+                               (remove_image, "missing"), (remove_layer, "missing"), (change_manifest, "MAC"), (garble_manifest, "MAC"),
+                               (remove_manifest, "manifest"), (remove_all, "manifest")):  # fmt: skip
+            since = daemon.last_event()
+            try:
+                damage(daemon, checkpoint)
+                expect_cold(pod, checkpoint, "Corrupt", reason, "restore_failed")
+            except Exception as error:
+                raise thawtest.Failure(f"{damage.__name__}: {error}") from error
+            checkpoint = daemon.wait_event(lambda e: e["type"] == "checkpoint.available", f"a new checkpoint after {damage.__name__}", since)
+            checkpoint = daemon.api("GET", f"/v1/checkpoints/{checkpoint['checkpoint']}")
+            daemon.scale(pod.name, 0)
+        row = daemon.scale(pod.name, 1)[0]
+        equal((row["started_from"], row["outcome"]), (checkpoint["id"], "Restored"), "the replica after all that")
+        equal(pod.get()["identity"]["started_from"], checkpoint["id"], "what the program is told")
+
+
+def test_program_dies_when_restored(daemon):
+    """Once may be chance, twice is the checkpoint: then it is not offered any more."""
+    pod, checkpoint = checkpointed(daemon, env={"AT_START": "leave-when-restored"}, checkpoint={"verify": False})
+    # The probe passes only after a while, so that the program is gone by then.
+    pod.halt()
+    for status in ("available", "restore_failed"):
+        since = daemon.last_event()
+        daemon.scale(pod.name, 1, wait=False)
+        event = pod.wait_event("replica.starting", since)
+        pod.go()
+        pod.wait_event("replica.ready", since)
+        row = daemon.replica(event["replica"])
+        equal((row["started_from"], row["outcome"], row["exit_code"]), ("cold", "AppFailed", None), f"the replica (its reason is: {row['reason']})")
+        equal(pod.states(row["id"])[:4], ["restoring", "validating", "preparing", "starting"], "its states")
+        check("exit" in row["reason"], f"the reason does not tell how the program ended: {row['reason']}")
+        equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], status, "the checkpoint")
+        pod.check_gate(row["id"])
+        if status == "restore_failed":
+            check(pod.wait_event("checkpoint.available", since)["checkpoint"] != checkpoint["id"], "it was offered again")
+        daemon.scale(pod.name, 0)
+        pod.halt()
+
+
+def test_criu_dies(daemon):
+    """CRIU killed where it waits in a prepared slot, or in the middle of a restore: that replica starts cold, the checkpoint stays."""
+    pod, checkpoint = checkpointed(daemon)
+    daemon.wait_idle()
+    waiting = common.shims(daemon)
+    equal(len(waiting), daemon.slots, "prepared slots")
+    for shim in waiting.values():
+        os.kill(common.criu_below(shim), signal.SIGKILL)
+    with Knocker(daemon):
+        rows = daemon.scale(pod.name, 2)
+        equal([row["started_from"] for row in rows], [checkpoint["id"]] * 2, "how they started: another CRIU takes the place of one that is gone")
+        daemon.scale(pod.name, 0)
+
+        # Both slots again, stopped; the one that is taken goes on until it restores, which it shows by its title.
+        daemon.wait_idle()
+        since = daemon.last_event()
+        waiting = {slot: common.criu_below(shim) for slot, shim in common.shims(daemon).items()}
+        for pid in waiting.values():
+            os.kill(pid, signal.SIGSTOP)
+        daemon.scale(pod.name, 1, wait=False)
+        replica = pod.wait_event("replica.restoring", since)["replica"]
+        criu = waiting.pop(daemon.replica(replica)["slot"])
+        for pid in waiting.values():
+            os.kill(pid, signal.SIGCONT)
+
+        def restores():
+            os.kill(criu, signal.SIGCONT)
+            time.sleep(0.0005)
+            os.kill(criu, signal.SIGSTOP)
+            return b"swrk" not in common.command_line(criu).split(b"\0")
+
+        wait_for(restores, "CRIU has begun", step=0)
+        os.kill(criu, signal.SIGKILL)
+        pod.wait_event("replica.ready", since)
+        row = daemon.replica(replica)
+        equal((row["started_from"], row["outcome"]), ("cold", "Refused"), f"the replica (its reason is: {row['reason']})")
+        pod.check_gate(replica)
+        daemon.scale(pod.name, 0)
+    row = daemon.scale(pod.name, 1)[0]
+    equal(row["started_from"], checkpoint["id"], "the next one is restored")
+
+
+def test_proof_fails(daemon):
+    """A program that works, but not when it is restored: its checkpoint is never offered, and the pod serves on."""
+    pod = Pod(daemon, when=GO, env={"AT_START": "leave-when-restored"})
+    since = daemon.last_event()
+    pod.warm()
+    verifying = pod.wait_event("checkpoint.verifying", since)
+    pod.halt()  # its probe passes late enough for the program to be gone
+    failed = pod.wait_event("checkpoint.failed", since)
+    equal(failed["checkpoint"], verifying["checkpoint"], "which checkpoint failed")
+    check("proof" in failed["message"] and "exit" in failed["message"], f"the reason does not tell how the proof went: {failed['message']}")
+    pod.go()
+    first = pod.get()["identity"]["replica"]
+    equal(pod.only_replica()["id"], first, "who serves")
+    pod.check_gate(first)
+    row = daemon.api("GET", f"/v1/checkpoints/{failed['checkpoint']}")
+    equal(row["status"], "failed", "the checkpoint")
+    check("proof" in daemon.cli("checkpoint", "ls").stdout, "`thaw checkpoint ls` does not say why")
+    wait_for(lambda: not (daemon.data / "checkpoints" / row["id"]).exists(), "its files are gone")
+    rows = daemon.scale(pod.name, 2)
+    equal([r["started_from"] for r in rows], ["cold", "cold"], "how they started")
+    check("checkpoint.available" not in [e["type"] for e in pod.events()], "it was offered")
+    equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"], None, "the pod's checkpoint")
+
+
+def test_another_host_class(daemon):
+    """A checkpoint of another program version, or a pod without one, is no error: a cold start without a complaint."""
+    pod, checkpoint = checkpointed(daemon)
+    pod.spec["env"] = {"ANOTHER": "version"}
+    since = daemon.last_event()
+    pod.deploy()
+    row = daemon.scale(pod.name, 1)[0]
+    equal((row["started_from"], row["outcome"], row["reason"]), ("cold", None, None), "the replica")
+    equal(pod.events("replica.fallback", after=since), [], "fallbacks")
+    equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint of the old version")
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())

@@ -1,0 +1,59 @@
+"""What CRIU cannot dump: the dump fails and says why, the pod serves on, the next replica starts cold."""
+
+import subprocess
+
+import thawtest
+from roundtrip import APPS, Program, deploy, round_trip
+from thawtest import check, equal
+
+
+def compile_program(daemon):
+    """apps/io_uring.c as a mount for a pod; it goes with the daemon's data."""
+    folder = daemon.data / "compiled"
+    folder.mkdir(exist_ok=True)
+    command = ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", folder / "program", APPS / "io_uring.c"]
+    subprocess.run(command, check=True, timeout=60)
+    return [{"source": str(folder), "target": "/compiled", "readonly": True}]
+
+
+def answer(replica):
+    return replica.text("/")
+
+
+def test_io_uring(daemon):
+    pod = Program("io-uring", ["/compiled/program"])
+    original = deploy(daemon, pod, mounts=compile_program(daemon))
+    row = daemon.wait_checkpoint(pod.name, status="failed")
+    check("io_uring" in row["reason"], f"the reason does not name it: {row['reason']}")
+    table = daemon.cli("checkpoint", "ls").stdout
+    check(row["id"] in table and "failed" in table and "io_uring" in table, f"`thaw checkpoint ls` does not say why:\n{table}")
+    events = [e for e in daemon.cli_json("events", "--pod", pod.name) if e["type"] == "checkpoint.failed"]
+    check(len(events) == 1 and "io_uring" in events[0]["message"], f"the events do not say why: {events}")
+
+    # It serves on, past the gate and through it.
+    equal(answer(original), '"ok"', "the program's answer after the dump")
+    equal(daemon.http_published(pod.name, "/"), '"ok"', "the answer through the published port")
+    equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"], None, "the checkpoint that the next replica starts from")
+    for count in (2, 3):
+        replicas = daemon.scale(pod.name, count)
+        equal([r["started_from"] for r in replicas], ["cold"] * count, "how the replicas started")
+        equal([r["outcome"] for r in replicas], [None] * count, "the outcomes of restores that were not made")
+    for replica in replicas:
+        equal(daemon.http(replica, "/"), '"ok"', "a replica's answer")
+    # The failure is remembered: not each replica tries again.
+    rows = daemon.api("GET", f"/v1/checkpoints?pod={pod.name}")
+    equal([r["id"] for r in rows], [row["id"]], "checkpoints that were tried")
+    equal(original.refresh()["state"], "ready", "the original's state")
+    equal(original.row["pid"], daemon.replicas(pod.name)[0]["pid"], "the original's process")
+    daemon.remove(pod.name)
+
+
+def test_the_same_without(daemon):
+    """It is the ring, not the program."""
+    program = Program("no-io-uring", ["/compiled/program", "plain"], when={"http": {}}, state=answer, change=None, published=False)
+    program.spec = {"mounts": compile_program(daemon)}
+    round_trip(daemon, program)
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())
