@@ -142,6 +142,13 @@ SETTINGS = ("/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/k
             "/proc/sys/net/ipv4/ip_forward", "/sys/kernel/profiling")  # fmt: skip
 
 
+def routes(name):
+    """The lines of a file in /proc/net, without the kernel's counters of how often a route is held and was used."""
+    columns = {"route": (4, 5), "ipv6_route": (6, 7)}.get(name, ())
+    lines = [line.split() for line in read(f"/proc/net/{name}").splitlines()]
+    return sorted(" ".join(text for n, text in enumerate(line) if n not in columns) for line in lines)
+
+
 def view():
     lines = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
     wanted = ("Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "SigIgn", "SigBlk")
@@ -169,7 +176,7 @@ def view():
         "session": [os.getpid(), os.getppid(), os.getsid(0), os.getpgid(0)],
         "processes": processes(),
         "descriptors": descriptors(),
-        "network": {name: sorted(read(f"/proc/net/{name}").split("\n")) for name in ("route", "if_inet6", "ipv6_route")},
+        "network": {name: routes(name) for name in ("route", "if_inet6", "ipv6_route")},
         "links": sorted(os.listdir("/sys/class/net")),
         "ping_group_range": read("/proc/sys/net/ipv4/ping_group_range").split(),
         "files": {path: read(path) for path in ("/etc/resolv.conf",)},
