@@ -48,7 +48,7 @@ class MemoryBackend final : public Backend {
   static pods::PodView view(const state::PodSpec& spec) {
     pods::PodView pod;
     pod.row.name = spec.name;
-    pod.row.desired = 1;
+    pod.row.desired = pod.desired = 1;
     pod.row.created_us = pod.row.updated_us = 1'700'000'000'000'000;
     pod.spec = spec;
     return pod;

@@ -24,6 +24,9 @@ constexpr std::uint64_t kBatch = 2 << 20;  // read at once ahead and while drain
 constexpr std::size_t kMostTouched = 1 << 20;
 // Ranges are registered some milliseconds after the descriptor arrives; there is no event for it.
 constexpr int kRegistrationRetryMs = 1;
+// Reading in the background: so much, then a pause. 50 MiB/s, about a hundredth of a core.
+constexpr std::uint64_t kBackgroundBatch = 512 << 10;
+constexpr int kBackgroundPauseMs = 10;
 
 constexpr std::uint64_t kGap = 4 * kPageSize;
 // The last page of a process's address space, above every stack: asking for it changes nothing.
@@ -70,13 +73,14 @@ struct PageService::Space {
 };
 
 PageService::PageService(std::string images_dir, const std::string& socket_dir,
-                         std::vector<TouchedRange> working_set, bool exact,
+                         std::vector<TouchedRange> working_set, bool exact, bool background,
                          PageServiceCallbacks callbacks)
     : images_dir_(std::move(images_dir)),
       callbacks_(std::move(callbacks)),
       wake_(Fd::event()),
       working_set_(std::move(working_set)),
-      exact_(exact) {
+      exact_(exact),
+      background_(background) {
   Fd folder = Fd::open(socket_dir, O_PATH | O_DIRECTORY);
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -342,9 +346,15 @@ void PageService::serve() {
     if (!connection_ && !listener_) fds[1].fd = -1;
     for (auto& [fd, space] : spaces_) fds.push_back({fd, POLLIN, 0});
     bool ahead = ahead_ < working_set_.size() && !spaces_.empty();
-    int ready = ::poll(fds.data(), fds.size(), draining ? 0 : ahead ? kRegistrationRetryMs : -1);
+    bool leisure = background_ && !ahead && !connection_ && !listener_ && !spaces_.empty();
+    int ready = ::poll(fds.data(), fds.size(),
+                       draining  ? 0
+                       : ahead   ? kRegistrationRetryMs
+                       : leisure ? kBackgroundPauseMs
+                                 : -1);
     if (ready < 0 && errno == EINTR) continue;
     check(ready, "poll");
+    leisure = leisure && ready == 0;
     if (fds[0].revents) {
       clear_event(wake_);
       std::scoped_lock lock(mutex_);
@@ -369,13 +379,13 @@ void PageService::serve() {
     }
     forget_dead();
     if (ahead) copy_ahead();
-    if (draining) {
+    if (draining || leisure) {
       bool more = false;
       for (auto& [fd, space] : spaces_) {
         auto piece = space->unread.first();
         if (!piece) continue;
         more = true;
-        piece->length = std::min(piece->length, kBatch);
+        piece->length = std::min(piece->length, draining ? kBatch : kBackgroundBatch);
         // A range that is gone without a word (its process ended) needs no reading.
         std::uint64_t copied = 0;
         if (!copy(*space, *piece, &copied) && copied == 0)

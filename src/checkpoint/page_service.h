@@ -50,10 +50,12 @@ class PageService {
  public:
   // Listens at `socket_dir`/lazy-pages.socket before it returns. `working_set` is copied ahead as
   // soon as the ranges are registered, in order. `exact`: answers a fault with its page alone, so
-  // that touched() is complete; for making the record.  Error kCorrupt when the images make no
+  // that touched() is complete; for making the record. `background`: once nothing is
+  // asked for, the rest is read a little at a time. Error kCorrupt when the images make no
   // sense: they are parsed as CRIU names them.
   PageService(std::string images_dir, const std::string& socket_dir,
-              std::vector<TouchedRange> working_set, bool exact, PageServiceCallbacks callbacks);
+              std::vector<TouchedRange> working_set, bool exact, bool background,
+              PageServiceCallbacks callbacks);
   ~PageService();
 
   // Reads everything that is still unread, then lets go of all userfaultfds. After it a dump is
@@ -82,7 +84,7 @@ class PageService {
   PageServiceCallbacks callbacks_;
   Fd listener_, connection_, wake_;
   std::vector<TouchedRange> working_set_;
-  bool exact_;
+  bool exact_, background_;
   std::size_t ahead_ = 0;      // next of working_set_
   std::size_t prune_at_ = 16;  // number of spaces at which dead ones are looked for
   std::map<int, std::unique_ptr<Space>> spaces_;  // by userfaultfd

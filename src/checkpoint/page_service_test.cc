@@ -97,9 +97,10 @@ class PageServiceTest : public ::testing::Test {
     write_file(base + "/mm-7.img", mm);
   }
 
-  void begin(std::vector<TouchedRange> working_set = {}, bool exact = false) {
+  void begin(std::vector<TouchedRange> working_set = {}, bool exact = false,
+             bool background = false) {
     service = std::make_unique<PageService>(
-        base, base, std::move(working_set), exact,
+        base, base, std::move(working_set), exact, background,
         PageServiceCallbacks{[this](int) { ++held; }, [this] { uffd.reset(); },
                              [](const std::string& why) { FAIL() << why; }});
     Fd socket(check(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
@@ -262,6 +263,18 @@ TEST_F(PageServiceTest, DrainReadsAllAndLetsGo) {
   ASSERT_TRUE(service->drain(Deadline::after_ms(20'000)));
   EXPECT_EQ(service->stats().unread_bytes, 0u);
   expect_all_right();
+}
+
+TEST_F(PageServiceTest, TheRestIsReadAtLeisure) {
+  begin({}, false, true);
+  EXPECT_EQ(read_word(300), word_of(300));
+  Deadline deadline = Deadline::after_ms(20'000);
+  while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
+  EXPECT_EQ(service->stats().unread_bytes, 0u);
+  expect_all_right();
+  EXPECT_EQ(service->stats().faults, 1u);
+  // Then a drain has nothing to do.
+  EXPECT_TRUE(service->drain(Deadline::after_ms(20'000)));
 }
 
 TEST_F(PageServiceTest, ImagesThatMakeNoSenseAreAnError) {

@@ -14,12 +14,13 @@ std::string checkpoint_text(const nlohmann::json& checkpoint) {
 int list_pods(Context& context, const Listing& listing) {
   auto pods = context.client().get("/v1/pods");
   return show_listing(context, listing, pods, "name", [&] {
-    Table table({"NAME", "VERSION", "READY", "CHECKPOINT", "HELD", "ACTIVE", "AGE", "PORTS"});
+    Table table(
+        {"NAME", "VERSION", "READY", "STANDBY", "CHECKPOINT", "HELD", "ACTIVE", "AGE", "PORTS"});
     std::int64_t now = wall_us();
     for (auto& pod : pods) {
       std::string ready = fmt::format("{}/{}", pod.at("ready").dump(), pod.at("desired").dump());
       if (pod.at("stopped")) ready += " stopped";
-      table.add({pod.at("name"), pod.at("version").dump(), ready,
+      table.add({pod.at("name"), pod.at("version").dump(), ready, pod.at("standby").dump(),
                  checkpoint_text(pod.at("checkpoint")), pod.at("connections").at("held").dump(),
                  pod.at("connections").at("active").dump(), age(pod.at("created_us"), now),
                  ports_text(pod.at("ports"))});

@@ -132,6 +132,7 @@ void Connection::hold() {
     place = std::find_if(held.begin(), held.end(),
                          [&](auto* other) { return other->accepted_us_ > accepted_us_; });
   held_at_ = held.insert(place, this);
+  router_.traffic_changed(pod_);
   router_.loop.set_timer(*this, backoff_us_ > 0 ? router_.loop.now_us() + backoff_us_
                                                 : accepted_us_ + router_.limits.held_timeout_us);
 }
@@ -168,6 +169,7 @@ void Connection::dial() {
       if (!replica_) return none_reached();
       ++replica_->in_flight;
       ++pod_.traffic.active;
+      router_.traffic_changed(pod_);
       phase_ = Phase::kDialing;
       addresses_tried_ = 0;
       // A program that binds loopback only would otherwise refuse each connection once.
@@ -297,6 +299,7 @@ void Connection::finish(End how) {
       side->fd.reset();
   }
   release_replica();
+  router_.traffic_changed(pod_);
   router_.forget(*this);
 }
 

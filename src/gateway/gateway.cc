@@ -8,19 +8,21 @@
 namespace thaw::gateway {
 
 struct Gateway::Impl {
-  explicit Impl(Limits limits) : limits(limits) {}
+  Impl(Limits limits, OnNeed on_need) : limits(limits), on_need(std::move(on_need)) {}
 
   EventLoop loop;
   const Limits limits;
+  const OnNeed on_need;
   std::unique_ptr<Router> router;  // made, used and destroyed on the thread
   std::thread thread;
 };
 
-Gateway::Gateway(Limits limits) : impl_(std::make_unique<Impl>(limits)) {
+Gateway::Gateway(Limits limits, OnNeed on_need)
+    : impl_(std::make_unique<Impl>(limits, std::move(on_need))) {
   std::promise<void> started;
   impl_->thread = std::thread([this, &started] {
     try {
-      impl_->router = std::make_unique<Router>(impl_->loop, impl_->limits);
+      impl_->router = std::make_unique<Router>(impl_->loop, impl_->limits, impl_->on_need);
     } catch (...) {
       started.set_exception(std::current_exception());
       return;
@@ -44,9 +46,10 @@ Gateway::~Gateway() {
 }
 
 std::vector<PublishedPort> Gateway::publish(const std::string& pod,
-                                            const std::vector<PublishedPort>& ports) {
+                                            const std::vector<PublishedPort>& ports,
+                                            int concurrency) {
   std::vector<PublishedPort> chosen;
-  impl_->loop.call([&] { chosen = impl_->router->publish(pod, ports); });
+  impl_->loop.call([&] { chosen = impl_->router->publish(pod, ports, concurrency); });
   return chosen;
 }
 
@@ -79,6 +82,12 @@ void Gateway::drop(const std::string& replica) {
 PodTraffic Gateway::traffic(const std::string& pod) const {
   PodTraffic result;
   impl_->loop.call([&] { result = impl_->router->traffic(pod); });
+  return result;
+}
+
+Need Gateway::need(const std::string& pod) {
+  Need result;
+  impl_->loop.call([&] { result = impl_->router->need(pod); });
   return result;
 }
 

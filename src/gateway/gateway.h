@@ -38,16 +38,28 @@ struct PodTraffic {
       0;  // accepted since the pod was published, without those refused at the bound
 };
 
+// How many replicas the connections of a pod call for.
+struct Need {
+  int now = 0;                     // held and active ones, divided by the pod's concurrency
+  int held = 0;                    // the same, of those held only
+  int peak = 0;                    // of `now`, since the last question
+  std::int64_t idle_since_us = 0;  // monotonic: the last connection's end (0: there was none)
+};
+
 class Gateway {
  public:
-  explicit Gateway(Limits limits = {});
+  // Called from the gateway's thread when connections of a pod call for more replicas than are
+  // ready, once for each rise. Must not block, and must not call the gateway.
+  using OnNeed = std::function<void(const std::string& pod)>;
+  explicit Gateway(Limits limits = {}, OnNeed on_need = {});
   ~Gateway();  // closes listeners and connections
 
   // Listens on the ports of a pod; returns the numbers chosen. Ports that the pod publishes already
   // stay as they are (with their connections), ports that are gone are closed. kConflict with the
   // port and who has it when one cannot be bound; then nothing changed.
   std::vector<PublishedPort> publish(const std::string& pod,
-                                     const std::vector<PublishedPort>& ports);
+                                     const std::vector<PublishedPort>& ports,
+                                     int concurrency = 100);
   // Stops listening; held connections are reset, spliced ones live on.
   void unpublish(const std::string& pod);
 
@@ -62,6 +74,7 @@ class Gateway {
   void drop(const std::string& replica);
 
   PodTraffic traffic(const std::string& pod) const;
+  Need need(const std::string& pod);  // begins a new peak
   std::int64_t in_flight(const std::string& replica) const;
 
  private:

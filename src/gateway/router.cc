@@ -50,7 +50,8 @@ bool DrainWaiter::wait(std::int64_t timeout_us) {
 // ---- ports ----
 
 std::vector<PublishedPort> Router::publish(const std::string& name,
-                                           const std::vector<PublishedPort>& requested) {
+                                           const std::vector<PublishedPort>& requested,
+                                           int concurrency) {
   std::vector<PublishedPort> ports = checked(name, requested);
   Pod& pod = pod_named(name);
 
@@ -112,6 +113,7 @@ std::vector<PublishedPort> Router::publish(const std::string& name,
     }
   }
   for (std::size_t i = 0; i < ports.size(); ++i) ports[i].host = chosen[i]->where.host;
+  pod.concurrency = std::max(concurrency, 1);
   let_go(pod);
   return ports;
 }
@@ -240,6 +242,31 @@ void Router::accepted(Port& port, Fd client) {
   ++pod.users;
   ++pod.traffic.total;
   connection.start();
+}
+
+void Router::traffic_changed(Pod& pod) {
+  std::int64_t connections = pod.traffic.held + pod.traffic.active;
+  if (connections == 0) pod.idle_since_us = loop.now_us();
+  int now = pod.need_of(connections);
+  pod.peak = std::max(pod.peak, now);
+  if (now > pod.announced && now > std::ssize(pod.ready)) {
+    pod.announced = now;
+    if (on_need_) on_need_(pod.name);
+  }
+  pod.announced = std::min(pod.announced, now);
+}
+
+Need Router::need(const std::string& name) {
+  auto found = pods_.find(name);
+  if (found == pods_.end()) return {};
+  Pod& pod = found->second;
+  Need need;
+  need.now = pod.need_of(pod.traffic.held + pod.traffic.active);
+  need.held = pod.need_of(pod.traffic.held);
+  need.peak = std::exchange(pod.peak, need.now);
+  need.idle_since_us = pod.idle_since_us;
+  pod.announced = 0;
+  return need;
 }
 
 void Router::forget(Connection& connection) {

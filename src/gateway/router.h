@@ -75,16 +75,24 @@ struct Pod {
   std::vector<std::unique_ptr<Port>> ports;
   std::vector<Replica*> ready;  // with the gate open
   PodTraffic traffic;
+  int concurrency = 100;
+  int announced = 0;  // the need that was told last
+  int peak = 0;
+  std::int64_t idle_since_us = 0;
+  int need_of(std::int64_t connections) const {
+    return static_cast<int>((connections + concurrency - 1) / concurrency);
+  }
   std::int64_t users =
       0;  // connections, replicas, calls at work: it lives as long as anything refers to it
 };
 
 class Router {
  public:
-  Router(EventLoop& loop, Limits limits) : loop(loop), limits(limits) {}
+  Router(EventLoop& loop, Limits limits, Gateway::OnNeed on_need)
+      : loop(loop), limits(limits), on_need_(std::move(on_need)) {}
 
   std::vector<PublishedPort> publish(const std::string& pod,
-                                     const std::vector<PublishedPort>& ports);
+                                     const std::vector<PublishedPort>& ports, int concurrency);
   void unpublish(const std::string& pod);
   void open_gate(const std::string& pod, const std::string& replica, Fd netns);
   void close_gate(const std::string& pod, const std::string& replica);
@@ -93,6 +101,7 @@ class Router {
                   DrainWaiter& waiter);  // wakes it at once when the replica is free
   void remove_waiter(const std::string& replica, DrainWaiter& waiter);
   PodTraffic traffic(const std::string& pod) const;
+  Need need(const std::string& pod);
   std::int64_t in_flight(const std::string& replica) const;
   void close_all();
 
@@ -102,6 +111,7 @@ class Router {
   // there is none.
   Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried);
   void release(Replica& replica);  // one connection less
+  void traffic_changed(Pod& pod);  // a connection came, moved on or went
   void forget(Connection& connection);
   // A warning, one a second at most: a flood of failing clients is not to become a flood of lines.
   void complain(std::string_view message, const Pod& pod, std::uint16_t port, std::string_view why);
@@ -122,6 +132,7 @@ class Router {
       const std::function<bool(const Connection&)>& matches) const;
   Fd listen_for(const PublishedPort& port) const;
 
+  const Gateway::OnNeed on_need_;
   std::map<std::string, Pod> pods_;
   std::map<std::string, Replica> replicas_;
   std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;

@@ -21,11 +21,13 @@ bool one_of(const std::string& status, std::initializer_list<const char*> list) 
 }  // namespace
 
 Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
-                         nlohmann::json host)
+                         Turns& turns, nlohmann::json host, std::function<void()> changed)
     : settings_(settings),
       database_(database),
       slots_(slots),
+      turns_(turns),
       host_(std::move(host)),
+      on_change_(std::move(changed)),
       key_(checkpoint::load_mac_key(settings.data_dir)),
       verifier_(key_),
       closing_event_(Fd::event()) {
@@ -59,6 +61,7 @@ void Checkpoints::set_status(const std::string& id, const std::string& status,
          .checkpoint = id,
          .message = reason.empty() ? "checkpoint " + id + " is " + status : reason});
   });
+  on_change_();
   std::scoped_lock lock(mutex_);
   changed_.notify_all();
 }
@@ -376,9 +379,10 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
     std::unique_ptr<Slot> slot;
     try {
       usable = load(database_.checkpoint(id).value());
+      Turns::Turn turn = turns_.wait(false);
       slot = slots_.take();
-      attempt =
-          attempt_restore(*slot, plan, usable, replica, plan.spec.name + "-proof", log_dir, false);
+      attempt = attempt_restore(*slot, plan, usable, replica, plan.spec.name + "-proof", log_dir,
+                                Purpose::kProof);
       if (attempt.end.phase == RestorePhase::kResumed) {
         Fd cancel = any_of({closing_event_.get(), slot->shim->ended_fd()});
         validate(attempt, *slot, plan, log_dir, cancel.get());

@@ -16,6 +16,7 @@
 #include "lifecycle/outcome.h"
 #include "lifecycle/plan.h"
 #include "lifecycle/slots.h"
+#include "lifecycle/turns.h"
 #include "state/database.h"
 
 namespace thaw::lifecycle {
@@ -39,8 +40,9 @@ struct DumpTicket {
 
 class Checkpoints {
  public:
-  Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
-              nlohmann::json host);
+  // `changed`: called after every change of a status, from any thread.
+  Checkpoints(const Settings& settings, state::Database& database, Slots& slots, Turns& turns,
+              nlohmann::json host, std::function<void()> changed);
   ~Checkpoints();  // the job in hand is given up; the next daemon takes it up again
 
   // The newest available one that fits and whose files are right. One found broken is marked and
@@ -88,7 +90,9 @@ class Checkpoints {
   const Settings& settings_;
   state::Database& database_;
   Slots& slots_;
+  Turns& turns_;
   nlohmann::json host_;
+  std::function<void()> on_change_;
   std::string key_;
   checkpoint::Verifier verifier_;
   Fd closing_event_;

@@ -16,7 +16,7 @@ namespace thaw::lifecycle {
 namespace {
 
 // In the keeper: its socket, the cgroup's file, and from here on what it holds.
-constexpr int kSocket = 3, kProcs = 4, kFirstHeld = 5;
+constexpr int kSocket = 3, kProcs = 4, kThawing = 5, kFirstHeld = 6;
 
 // Kills what the cgroup holds until it is empty. Only plain system calls: this is a forked child.
 void kill_group(int procs) {
@@ -35,11 +35,19 @@ void kill_group(int procs) {
   }
 }
 
-[[noreturn]] void keep(int socket, const char* procs_file) {
+// The descriptor `wanted`, or -1.
+int open_at(int wanted, const char* file, int flags) {
+  int opened = ::open(file, flags | O_CLOEXEC);
+  int moved = opened >= 0 ? ::dup2(opened, wanted) : -1;
+  if (opened > wanted) ::close(opened);
+  return moved;
+}
+
+[[noreturn]] void keep(int socket, const char* procs_file, const char* thawing_file,
+                       const char* thawed) {
   ::prctl(PR_SET_NAME, "thaw-keeper", 0, 0, 0);
-  int opened = ::open(procs_file, O_RDONLY | O_CLOEXEC);
-  int procs = opened >= 0 ? ::dup2(opened, kProcs) : -1;
-  if (opened > kProcs) ::close(opened);
+  int procs = open_at(kProcs, procs_file, O_RDONLY);
+  int thawing = open_at(kThawing, thawing_file, O_WRONLY);
   for (;;) {
     char byte;
     iovec data{&byte, 1};
@@ -56,13 +64,15 @@ void kill_group(int procs) {
     if (n == 1 && byte == 'd') ::close_range(kFirstHeld, ~0u, 0);
     if (n <= 0) break;
   }
+  if (thawing >= 0 && ::write(thawing, thawed, std::strlen(thawed)) < 0) ::close(thawing);
   if (procs >= 0) kill_group(procs);
   ::_exit(0);
 }
 
 }  // namespace
 
-Keeper Keeper::start(const std::string& procs_file) {
+Keeper Keeper::start(const std::string& procs_file,
+                     const std::pair<std::string, std::string>& thawing) {
   auto [ours, theirs] = Fd::socket_pair(SOCK_SEQPACKET);
   pid_t pid = check(::fork(), "fork keeper");
   if (pid == 0) {
@@ -72,7 +82,7 @@ Keeper Keeper::start(const std::string& procs_file) {
     ::close_range(kSocket + 1, ~0u, 0);
     for (int number = 1; number < 32; ++number)
       if (number != SIGKILL && number != SIGSTOP) ::signal(number, SIG_IGN);
-    keep(socket, procs_file.c_str());
+    keep(socket, procs_file.c_str(), thawing.first.c_str(), thawing.second.c_str());
   }
   Keeper keeper;
   keeper.socket_ = std::move(ours);

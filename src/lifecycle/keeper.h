@@ -4,7 +4,7 @@
 #pragma once
 
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "util/fd.h"
 
@@ -14,8 +14,9 @@ class Keeper {
  public:
   Keeper() = default;
   // Forks. Call it while the caller has one thread. `procs_file`: cgroup.procs of the replica's
-  // cgroup.
-  static Keeper start(const std::string& procs_file);
+  // cgroup. `thawing`: what thaws it, a file and its text; nothing frozen can be killed.
+  static Keeper start(const std::string& procs_file,
+                      const std::pair<std::string, std::string>& thawing);
   void hold(int fd) const;  // passes a duplicate; throws when the keeper is gone
   void let_go() const;      // closes all it holds: the memory is whole
   void dismiss();           // the replica has ended: the keeper goes without killing anything

@@ -36,12 +36,13 @@ std::string hostname_of(const std::string& pod, const std::string& replica) {
 }  // namespace
 
 Replica::Replica(Services services, PodPlan plan, std::string id, std::int64_t requested_us,
-                 std::function<void()> changed)
+                 std::function<void()> changed, bool standby)
     : services_(services),
       plan_(std::move(plan)),
       changed_(std::move(changed)),
       wake_(Fd::event()),
-      cancel_(Fd::event()) {
+      cancel_(Fd::event()),
+      standby_(standby) {
   row_.id = std::move(id);
   row_.pod = plan_.spec.name;
   row_.version = plan_.version;
@@ -65,6 +66,7 @@ Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::un
       state_(parse_state(row_.state).value_or(State::kFailed)),
       slot_(std::move(slot)),
       adopted_(true) {
+  standby_ = state_ == State::kStandby;
   stop_ = row_.intent == "stop";
   if (stop_) {
     signal_event(wake_);
@@ -126,9 +128,55 @@ void Replica::detach() {
   signal_event(wake_);
 }
 
+bool Replica::resting() const {
+  std::scoped_lock lock(mutex_);
+  return standby_;
+}
+
+bool Replica::take(std::int64_t requested_us) {
+  {
+    std::scoped_lock lock(mutex_);
+    if (!standby_ || stop_ || detach_ || ended(state_)) return false;
+    standby_ = false;
+    // Its phases count from the request that it is taken for.
+    row_.requested_mono_us = requested_us;
+    row_.phases = {{row_.state, 0, 0}};
+  }
+  signal_event(wake_);
+  return true;
+}
+
+// kCancelled when it is to end instead.
+void Replica::wait_until_taken() {
+  for (;;) {
+    {
+      std::scoped_lock lock(mutex_);
+      if (stop_ || detach_)
+        throw Error(Code::kCancelled, "wait as a standby", row_.id, "it is to end");
+      if (!standby_) return;
+    }
+    pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
+    if (::poll(fds, 2, -1) < 0 && errno != EINTR) throw_errno("poll", "standby");
+    if (fds[1].revents)
+      throw Error(Code::kUnavailable, "wait as a standby", row_.id, "its container has ended");
+    if (fds[0].revents) clear_event(wake_);
+  }
+}
+
+// It learns who it is, and runs.
+void Replica::wake_standby() {
+  std::int64_t at = monotonic_us();
+  runtime::ContainerSpec container =
+      container_of(plan_, row_.id, row_.hostname, row_.started_from, {});
+  slot_->shim->call(
+      {{"op", "take"}, {"hostname", container.hostname}, {"identity", container.identity}},
+      Deadline::after_ms(10'000));
+  add_phases({{{"name", "thaw"}, {"start_us", at}, {"end_us", monotonic_us()}}}, "standby");
+}
+
 std::shared_ptr<ShimClient> Replica::running_shim() const {
   std::scoped_lock lock(mutex_);
-  if (!slot_ || row_.pid == 0 || ended(state_))
+  if (!slot_ || row_.pid == 0 || standby_ || ended(state_))
     throw Error(Code::kConflict, "use replica", row_.id, "it is " + row_.state,
                 "wait until it runs");
   return slot_->shim;
@@ -209,7 +257,21 @@ void Replica::live() {
       start();
     else
       note("replica.adopted", "taken back by the restarted daemon while " + row_.state);
-    if (adopted_ && (state() == State::kWarming || state() == State::kCheckpointing)) {
+    if (adopted_ && state() == State::kStandby) {
+      wait_until_taken();
+      wake_standby();
+      if (!plan_.spec.standby_warm) {
+        move(Event::kResumed, "the processes run");
+        RestoreAttempt attempt;
+        attempt.pid = static_cast<int>(row_.pid);
+        attempt.end.phase = RestorePhase::kResumed;
+        Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
+        validate(attempt, *slot_, plan_, log_dir(), cancel.get());
+        if (attempt.end.phase != RestorePhase::kValidated)
+          throw Error(Code::kUnavailable, "validate replica", row_.id, attempt.end.reason);
+      }
+      open_gate("taken from the standbys");
+    } else if (adopted_ && (state() == State::kWarming || state() == State::kCheckpointing)) {
       // What the old daemon waited for is waited for again; a dump it began is void, but the gate
       // stays closed until it is over.
       slot_->shim->call({{"op", "settle"}}, dump_deadline(plan_));
@@ -250,6 +312,12 @@ void Replica::start() {
         });
   if (checkpoint && try_restore(*checkpoint)) return;
   if (stop_asked()) return;
+  {
+    std::scoped_lock lock(mutex_);
+    if (standby_)
+      throw Error(Code::kUnavailable, "restore a standby", row_.id,
+                  row_.reason.empty() ? "there is no checkpoint to restore it from" : row_.reason);
+  }
   start_cold();
   warm_up();
 }
@@ -270,15 +338,29 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
     row_.reason.clear();  // of another checkpoint, passed over
   }
   RestoreAttempt attempt;
+  bool ahead = resting(), warm = plan_.spec.standby_warm;
   try {
-    take_slot();
-    move(Event::kRestore, "restoring from checkpoint " + checkpoint.row.id);
-    attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id, row_.hostname, log_dir(), true);
+    {
+      Turns::Turn turn = services_.turns.wait(!ahead);
+      if (stop_asked()) return false;
+      take_slot();
+      move(Event::kRestore, "restoring from checkpoint " + checkpoint.row.id);
+      attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id,
+                                ahead ? row_.pod + "-standby" : row_.hostname, log_dir(),
+                                !ahead ? Purpose::kServe
+                                : warm ? Purpose::kStandby
+                                       : Purpose::kStopped);
+    }
     add_phases(attempt.phases, "restoring");
     if (attempt.end.phase == RestorePhase::kResumed) {
       {
         std::scoped_lock lock(mutex_);
         row_.pid = attempt.pid;
+      }
+      if (ahead && !warm) {
+        move(Event::kRest, "waits as a standby, stopped before its first instruction");
+        wait_until_taken();
+        wake_standby();
       }
       move(Event::kResumed, "the processes run again");
       Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
@@ -297,7 +379,19 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
   }
   services_.checkpoints.restore_ended(checkpoint, outcome, attempt.end.reason);
   if (outcome == Outcome::kRestored) {
-    open_gate(fmt::format("restored from checkpoint {}", checkpoint.row.id));
+    std::string how = fmt::format("restored from checkpoint {}", checkpoint.row.id);
+    if (ahead && warm) {
+      // Frozen only when nobody has taken it meanwhile.
+      if (resting()) {
+        slot_->shim->call({{"op", "rest"}}, Deadline::after_ms(10'000));
+        move(Event::kRest, "waits as a standby, frozen");
+        wait_until_taken();
+      }
+      wake_standby();
+      how = fmt::format("taken from the standbys of checkpoint {}", checkpoint.row.id);
+    }
+    open_gate(how);
+    if (ahead) return true;  // what it touches now is not what a start touches
     nlohmann::json touched = touched_memory(*slot_);
     if (touched.size() > kWorthLearning) services_.checkpoints.learn(checkpoint, touched);
     return true;
@@ -309,6 +403,9 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
   if (outcome == Outcome::kOutOfMemory)
     throw Error(Code::kExhausted, "restore replica", row_.id, "it ran out of memory",
                 "raise resources.memory");
+  if (resting())
+    throw Error(Code::kUnavailable, "restore a standby", row_.id,
+                fmt::format("it ended as {}: {}", name(outcome), attempt.end.reason));
   fall_back(attempt.end, outcome, checkpoint);
   return false;
 }
@@ -486,8 +583,11 @@ void Replica::finish() {
   if (by_wish && state() != State::kStopping) move(Event::kStop, why);
   if (alive && row_.pid) {
     try {
-      slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
-      if (!by_wish || !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
+      // A standby is frozen: it has nothing to finish, and could not hear it.
+      if (at != State::kStandby)
+        slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
+      if (!by_wish || at == State::kStandby ||
+          !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
         slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
       wait_readable(slot_->shim->ended_fd(), Deadline::after_ms(5000));
     } catch (const Error&) {

@@ -14,6 +14,7 @@
 #include "lifecycle/plan.h"
 #include "lifecycle/slots.h"
 #include "lifecycle/table.h"
+#include "lifecycle/turns.h"
 #include "state/database.h"
 
 namespace thaw::lifecycle {
@@ -33,6 +34,7 @@ struct Services {
   state::Database& database;
   Slots& slots;
   Checkpoints& checkpoints;
+  Turns& turns;
   Gate& gate;
 };
 
@@ -40,8 +42,9 @@ class Replica {
  public:
   // A new one. `requested_us` (monotonic) is when it was asked for: its phases count from there.
   // `changed` is called after every change of state, from the replica's thread, without locks held.
+  // A standby is restored, never started cold, and then waits in `standby` until it is taken.
   Replica(Services services, PodPlan plan, std::string id, std::int64_t requested_us,
-          std::function<void()> changed);
+          std::function<void()> changed, bool standby = false);
   // One that lived under an earlier daemon, in a slot that was adopted.
   Replica(Services services, PodPlan plan, state::ReplicaRow row, std::unique_ptr<Slot> slot,
           std::function<void()> changed);
@@ -59,6 +62,11 @@ class Replica {
   void stop(const std::string& why);
   // The daemon ends, the replica runs on.
   void detach();
+  // A standby that nobody has taken yet.
+  bool resting() const;
+  // Makes a standby one that serves; `requested_us` as above. One that is still being restored goes
+  // on to serve. False when it is none (any more).
+  bool take(std::int64_t requested_us);
   // Dumps a ready replica; its traffic waits. The checkpoint's id, or the Error.
   std::string checkpoint_now(Deadline deadline);
   // For exec; Error kConflict when it does not run.
@@ -69,6 +77,8 @@ class Replica {
   void start();
   void take_slot();
   bool try_restore(const UsableCheckpoint& checkpoint);
+  void wait_until_taken();
+  void wake_standby();
   void fall_back(const RestoreEnd& end, Outcome outcome, const UsableCheckpoint& checkpoint);
   void start_cold();
   void warm_up();
@@ -96,6 +106,7 @@ class Replica {
   State state_ = State::kPreparing;
   std::unique_ptr<Slot> slot_;
   bool stop_ = false, detach_ = false, adopted_ = false;
+  bool standby_ = false;  // not taken yet
   std::string stop_reason_;
   struct Command {
     bool wanted = false, finished = false;

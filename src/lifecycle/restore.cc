@@ -30,6 +30,12 @@ std::int64_t oom_kills(Slot& slot) {
   }
 }
 
+const char* memory_way(state::CheckpointSpec::Memory memory) {
+  using Memory = state::CheckpointSpec::Memory;
+  if (memory == Memory::kEager) return "eager";
+  return memory == Memory::kBackground ? "background" : "lazy";
+}
+
 }  // namespace
 
 std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest) {
@@ -47,26 +53,29 @@ nlohmann::json touched_memory(Slot& slot) {
 
 RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableCheckpoint& checkpoint,
                                const std::string& replica, const std::string& hostname,
-                               const std::string& log_dir, bool link) {
+                               const std::string& log_dir, Purpose purpose) {
   RestoreAttempt attempt;
+  bool proof = purpose == Purpose::kProof;
   try {
-    nlohmann::json result = slot.shim->call(
-        {{"op", "restore"},
-         {"spec", runtime::to_json(
-                      container_of(plan, replica, hostname, checkpoint.row.id, checkpoint.layers))},
-         {"log_dir", log_dir},
-         {"directory", checkpoint.directory},
-         {"mounts", checkpoint.manifest.mounts},
-         {"pipes", checkpoint.manifest.pipes},
-         {"memory",
-          plan.spec.checkpoint.memory == state::CheckpointSpec::Memory::kLazy ? "lazy" : "eager"},
-         {"link", link},
-         {"working_set", checkpoint.working_set},
-         // The proof makes the record; it may take its time.
-         {"exact", !link},
-         {"timeout_us", restore_timeout_us(checkpoint.manifest)},
-         {"log_level", criu_log_level()}},
-        Deadline::after_us(restore_timeout_us(checkpoint.manifest) + 10'000'000));
+    runtime::ContainerSpec container =
+        container_of(plan, replica, hostname, checkpoint.row.id, checkpoint.layers);
+    if (purpose == Purpose::kStandby || purpose == Purpose::kStopped) container.identity.clear();
+    nlohmann::json result =
+        slot.shim->call({{"op", "restore"},
+                         {"spec", runtime::to_json(container)},
+                         {"log_dir", log_dir},
+                         {"directory", checkpoint.directory},
+                         {"mounts", checkpoint.manifest.mounts},
+                         {"pipes", checkpoint.manifest.pipes},
+                         {"memory", memory_way(plan.spec.checkpoint.memory)},
+                         {"link", !proof},
+                         {"stopped", purpose == Purpose::kStopped},
+                         {"working_set", checkpoint.working_set},
+                         // The proof makes the record; it may take its time.
+                         {"exact", proof},
+                         {"timeout_us", restore_timeout_us(checkpoint.manifest)},
+                         {"log_level", criu_log_level()}},
+                        Deadline::after_us(restore_timeout_us(checkpoint.manifest) + 10'000'000));
     attempt.phases = result.at("phases");
     if (result.at("success")) {
       attempt.pid = result.at("pid");

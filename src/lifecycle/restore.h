@@ -19,11 +19,18 @@ struct RestoreAttempt {
   std::string log_tail;
 };
 
-// Restores and resumes; `validate` is separate. link: whether it may reach the outside. Never
-// throws: everything is in `end`.
+// What a restore is for.
+enum class Purpose {
+  kServe,
+  kProof,    // may not reach the outside, and records what it touches
+  kStandby,  // has no identity yet
+  kStopped,  // the same, and is left stopped before its first instruction
+};
+
+// Restores and resumes; `validate` is separate. Never throws: everything is in `end`.
 RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableCheckpoint& checkpoint,
                                const std::string& replica, const std::string& hostname,
-                               const std::string& log_dir, bool link);
+                               const std::string& log_dir, Purpose purpose);
 // Waits for the readiness probe of a resumed tree, or for its end. Completes `attempt.end`.
 void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const std::string& log_dir,
               int cancel_fd);

@@ -80,6 +80,8 @@ class Shim {
   json prepare(const json& request, std::vector<Fd>& descriptors);
   json start_cold(const json& request);
   json restore(const json& request);
+  json rest();
+  json take(const json& request);
   json dump(const json& request);
   json execute(const json& request, std::vector<Fd>& descriptors,
                std::vector<int>& answer_descriptors, Fd& keep);
@@ -120,6 +122,7 @@ class Shim {
   ContainerLog log_;
   std::map<int, std::function<void()>> handlers_;
   bool done_ = false;
+  bool stopped_ = false;  // restored, but every process is left stopped
 
   std::mutex mutex_;  // guards what follows
   Stage stage_ = Stage::kPreparing;
@@ -211,6 +214,10 @@ void Shim::handle(Message message) {
     later([this, request] { return start_cold(request); });
   } else if (operation == "restore") {
     later([this, request] { return restore(request); });
+  } else if (operation == "rest") {
+    later([this] { return rest(); });
+  } else if (operation == "take") {
+    answer(id, [&] { return take(request); });
   } else if (operation == "dump") {
     later([this, request] { return dump(request); });
   } else if (operation == "settle") {
@@ -305,7 +312,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   layout_ = runtime::CgroupLayout::detect();
   cgroup_.emplace(layout_, request.at("cgroup").get<std::string>());
   cgroup_->create();
-  keeper_ = Keeper::start(cgroup_->procs_files().front());
+  keeper_ = Keeper::start(cgroup_->procs_files().front(), cgroup_->thawing());
 
   Fd writer;
   std::tie(stdin_, writer) = Fd::pipe();
@@ -418,6 +425,7 @@ void Shim::destroy() {
 }
 
 void Shim::kill_container() {
+  cgroup_->freeze(false, Deadline::after_us(0));
   for (int pid : cgroup_->pids()) ::kill(pid, SIGKILL);
 }
 
@@ -521,7 +529,8 @@ json Shim::start_cold(const json& request) {
 }
 
 // Members: spec, log_dir, directory (the checkpoint's), mounts [[target, key]], pipes [3], memory
-// "lazy"|"eager", link (bool: let it reach the outside), timeout_us, log_level. Result: success,
+// "lazy"|"background"|"eager", link (bool: let it reach the outside), stopped (bool: leave it
+// stopped before its first instruction), timeout_us, log_level. Result: success,
 // pid, phases; or success false, criu_pid_seen, timed_out, error_number, reason, log_tail.
 json Shim::restore(const json& request) {
   begin(Stage::kPrepared, Stage::kBusy, "restore container");
@@ -554,20 +563,21 @@ json Shim::restore(const json& request) {
   at = monotonic_us();
   Fd images = Fd::open(directory + "/images", O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
-  bool lazy = request.at("memory") == "lazy";
+  bool lazy = request.at("memory") != "eager";
   if (lazy) {
     std::vector<checkpoint::TouchedRange> working_set;
     for (const json& range : request.value("working_set", json::array()))
       working_set.push_back({range.at(0), range.at(1), range.at(2)});
     pages_ = std::make_unique<checkpoint::PageService>(
         directory + "/images", paths_.criu_work(), std::move(working_set),
-        request.value("exact", false),
+        request.value("exact", false), request.at("memory") == "background",
         checkpoint::PageServiceCallbacks{[this](int fd) { keeper_.hold(fd); },
                                          [this] { keeper_.let_go(); },
                                          [this](const std::string&) { kill_container(); }});
   }
   checkpoint::RestoreRequest criu;
   criu.lazy = lazy;
+  criu.leave_stopped = request.value("stopped", false);
   criu.images_dir = images.get();
   criu.work_dir = work.get();
   criu.root = paths_.rootfs();
@@ -606,12 +616,38 @@ json Shim::restore(const json& request) {
             {"log_tail", outcome.log_tail},
             {"phases", phases.list()}};
 
+  stopped_ = criu.leave_stopped;
   took_init(Process::adopt(outcome.pid));
   return {{"success", true},
           {"pid", outcome.pid},
           {"destroyed_sockets", destroyed},
           {"sockets_us", sockets_us},
           {"phases", phases.list()}};
+}
+
+// Lets a restored replica wait, frozen.
+json Shim::rest() {
+  {
+    std::scoped_lock lock(mutex_);
+    if (stage_ != Stage::kRunning)
+      throw Error(Code::kConflict, "freeze container", paths_.dir, "it is not running");
+  }
+  cgroup_->freeze(true, Deadline::after_ms(5000));
+  return json::object();
+}
+
+// Members: hostname, identity. The end of a standby: it is told who it is, and runs.
+json Shim::take(const json& request) {
+  spec_.hostname = request.at("hostname");
+  spec_.identity = request.at("identity");
+  runtime::write_names(spec_, paths_);
+  check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
+        spec_.hostname);
+  if (std::exchange(stopped_, false))
+    for (int pid : cgroup_->pids()) ::kill(pid, SIGCONT);
+  else
+    cgroup_->freeze(false, Deadline::after_us(0));
+  return json::object();
 }
 
 // Members: directory (exists, empty), timeout_us, log_level. Result: mounts, pipes, layers,

@@ -1,7 +1,9 @@
 // A replica's life as one table. Nothing else decides what may follow what.
 //   cold:     preparing → starting → warming → [checkpointing] → ready → draining → stopping →
-//   stopped restored: preparing → restoring → validating → ready → …        falling back:
-//   restoring|validating → preparing (cold)
+//   stopped
+//   restored: preparing → restoring → validating → ready → …
+//   standby:  … → validating → standby → ready → …, or restoring → standby → validating → ready
+//   falling back: restoring|validating → preparing (cold)
 #pragma once
 
 #include <optional>
@@ -16,6 +18,7 @@ enum class State {
   kCheckpointing,
   kRestoring,
   kValidating,
+  kStandby,
   kReady,
   kDraining,
   kStopping,
@@ -31,6 +34,7 @@ enum class Event {
   kOpen,       // warm, dumped, validated or timed out with `serve`: the gate opens
   kResumed,    // CRIU has restored the tree
   kFallBack,   // the restore did not work
+  kRest,       // restored ahead of time: it waits, frozen or stopped, until it is needed
   kDrain,      // it is to leave, connections finish
   kStop,       // it is to end now
   kEnded,      // the container has exited, by our wish

@@ -1,6 +1,7 @@
 #include "pods/controller.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -14,7 +15,9 @@
 #include "lifecycle/plan.h"
 #include "lifecycle/replica.h"
 #include "lifecycle/slots.h"
+#include "lifecycle/turns.h"
 #include "network/network.h"
+#include "pods/memory_pressure.h"
 #include "pods/spec.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -93,6 +96,10 @@ struct Controller::Impl {
     std::int64_t pause_until_us = 0;  // monotonic
     std::string last_failure;
     std::int64_t last_failure_us = 0;  // monotonic
+    int demand = 0;  // replicas that its connections call for, beyond those that the user wants
+    std::int64_t demand_check_us = 0;  // monotonic: when fewer may do
+    int standby_failures = 0;
+    std::int64_t standby_pause_us = 0;  // monotonic
   };
 
   explicit Impl(lifecycle::Settings wanted)
@@ -102,8 +109,10 @@ struct Controller::Impl {
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
         network("/run/thaw", preferred_instance(database)),
+        gateway({}, [this](const std::string& pod) { needs_more(pod); }),
         slots(settings, criu, network),
-        checkpoints(settings, database, slots, host),
+        turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
+        checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
         gate(gateway) {
     database.put_setting("network_instance", std::to_string(network.instance()));
   }
@@ -128,8 +137,13 @@ struct Controller::Impl {
   checkpoint::CriuInstall criu;
   nlohmann::json host;
   network::Network network;
+  Fd wake = Fd::event();  // readable: the reconciler has work
+  MemoryPressure pressure;
+  std::mutex needy_mutex;
+  std::set<std::string> needy;  // pods whose connections call for more replicas
   gateway::Gateway gateway;
   lifecycle::Slots slots;
+  lifecycle::Turns turns;
   lifecycle::Checkpoints checkpoints;
   GatewayGate gate;
 
@@ -137,16 +151,28 @@ struct Controller::Impl {
   std::condition_variable changed;
   std::map<std::string, Pod> pods;
   std::map<std::string, std::shared_ptr<Replica>> replicas;
-  std::uint64_t generation = 0;  // rises with every change that reconciling may care about
   bool closing = false, running = false;
   std::thread reconciler;
 
-  lifecycle::Services services() { return {settings, database, slots, checkpoints, gate}; }
+  lifecycle::Services services() { return {settings, database, slots, checkpoints, turns, gate}; }
 
   void poke() {
     std::scoped_lock lock(mutex);
-    ++generation;
+    poke_locked();
+  }
+
+  void poke_locked() {
     changed.notify_all();
+    signal_event(wake);
+  }
+
+  // On the gateway's thread, which others wait for while they hold our mutex.
+  void needs_more(const std::string& pod) {
+    {
+      std::scoped_lock lock(needy_mutex);
+      needy.insert(pod);
+    }
+    signal_event(wake);
   }
 
   Pod& find_pod(const std::string& name) {
@@ -182,7 +208,7 @@ struct Controller::Impl {
         std::vector<gateway::PublishedPort> ports;
         for (const auto& port : pod.spec.ports)
           ports.push_back({port.address, port.host, port.container});
-        gateway.publish(row.name, ports);
+        gateway.publish(row.name, ports, pod.spec.concurrency);
       } catch (const std::exception& error) {
         pod.broken = error.what();
         log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
@@ -243,27 +269,73 @@ struct Controller::Impl {
 
   void reconcile_loop() {
     std::unique_lock lock(mutex);
-    std::uint64_t seen = 0;
     while (!closing) {
+      clear_event(wake);
       std::int64_t next_us = INT64_MAX;
-      seen = generation;
       std::vector<std::shared_ptr<Replica>> gone = collect_ended();
       if (!gone.empty()) {
         lock.unlock();
         gone.clear();  // joins their threads
         database.prune_replicas(kKeptReplicas);
         lock.lock();
-        continue;
+        changed.notify_all();
       }
-      for (auto& [name, pod] : pods) reconcile(pod, next_us);
-      auto stale = [&] { return closing || generation != seen; };
-      if (next_us == INT64_MAX)
-        changed.wait(lock, stale);
-      else
-        changed.wait_for(
-            lock, std::chrono::microseconds(std::max<std::int64_t>(0, next_us - monotonic_us())),
-            stale);
+      std::set<std::string> needing;
+      {
+        std::scoped_lock needs(needy_mutex);
+        needing.swap(needy);
+      }
+      bool short_of_memory = pressure.is_short(next_us);
+      for (auto& [name, pod] : pods) {
+        follow_demand(pod, needing.contains(name), next_us);
+        reconcile(pod, short_of_memory, next_us);
+      }
+      if (closing) break;
+      lock.unlock();
+      pollfd fds[2] = {{wake.get(), POLLIN, 0}, {pressure.fd(), POLLPRI, 0}};
+      Deadline deadline =
+          next_us == INT64_MAX ? Deadline::never() : Deadline::after_us(next_us - monotonic_us());
+      ::poll(fds, 2, deadline.poll_ms());
+      if (fds[1].revents & POLLPRI) pressure.noticed();
+      lock.lock();
     }
+  }
+
+  // Grows at once, shrinks when less was enough for a while.
+  void follow_demand(Pod& pod, bool called, std::int64_t& next_us) {
+    std::int64_t now = monotonic_us();
+    if (called || (pod.demand && now >= pod.demand_check_us)) {
+      gateway::Need need = gateway.need(pod.row.name);
+      int before = pod.demand;
+      bool checked = pod.demand && now >= pod.demand_check_us;
+      std::int64_t idle_until = need.idle_since_us + pod.spec.keep_warm_us;
+      if (need.now > pod.demand || need.peak > pod.demand)
+        pod.demand = std::max(need.now, need.peak);
+      else if (checked && need.now == 0 && now >= idle_until)
+        pod.demand = 0;
+      else if (checked)
+        pod.demand = std::max(need.peak, 1);
+      if (pod.demand > before) pod.requested_us = now;
+      if (pod.demand > 1)
+        pod.demand_check_us = now + pod.spec.scale_down_delay_us;
+      else if (need.now || need.peak)
+        pod.demand_check_us = now + pod.spec.keep_warm_us;
+      else
+        pod.demand_check_us = std::max(idle_until, now);
+      if (pod.demand != before)
+        database.append_event({.type = "pod.demand",
+                               .pod = pod.row.name,
+                               .message = fmt::format("its connections call for {} replicas, "
+                                                      "it was {}",
+                                                      pod.demand, before)});
+    }
+    if (pod.demand) next_us = std::min(next_us, pod.demand_check_us);
+  }
+
+  std::int64_t desired(const Pod& pod) const {
+    if (pod.row.stopped) return 0;
+    return std::min<std::int64_t>(std::max<std::int64_t>(pod.row.desired, pod.demand),
+                                  pod.spec.max_replicas);
   }
 
   std::vector<std::shared_ptr<Replica>> collect_ended() {
@@ -275,7 +347,12 @@ struct Controller::Impl {
       }
       state::ReplicaRow row = at->second->row();
       auto pod = pods.find(row.pod);
-      if (pod != pods.end() && row.state == "failed") {
+      if (pod != pods.end() && row.state == "failed" && at->second->resting()) {
+        Pod& owner = pod->second;
+        owner.standby_pause_us =
+            monotonic_us() +
+            std::min(kLongestPauseUs, kFirstPauseUs << std::min(owner.standby_failures++, 20));
+      } else if (pod != pods.end() && row.state == "failed") {
         Pod& owner = pod->second;
         bool settled = row.ready_us && row.ended_us - row.ready_us > kSettledUs;
         owner.failures = settled ? 1 : owner.failures + 1;
@@ -291,50 +368,101 @@ struct Controller::Impl {
     return gone;
   }
 
-  void reconcile(Pod& pod, std::int64_t& next_us) {
+  void reconcile(Pod& pod, bool short_of_memory, std::int64_t& next_us) {
     if (!pod.plan) return;
-    std::int64_t desired = pod.row.stopped ? 0 : pod.row.desired;
-    std::vector<Replica*> current, old;
+    std::int64_t wanted = desired(pod);
+    std::vector<Replica*> current, old, standbys;
     std::int64_t ready = 0;
     for (auto& [id, replica] : replicas) {
       state::ReplicaRow row = replica->row();
       if (row.pod != pod.row.name || row.intent == "stop" || lifecycle::ended(replica->state()))
         continue;
-      (row.version == pod.row.version ? current : old).push_back(replica.get());
-      if (row.version == pod.row.version && replica->state() == State::kReady) ++ready;
+      bool fresh = row.version == pod.row.version;
+      (!fresh ? old : replica->resting() ? standbys : current).push_back(replica.get());
+      if (fresh && replica->state() == State::kReady) ++ready;
     }
-    for (std::int64_t missing = desired - static_cast<std::int64_t>(current.size()); missing > 0;
-         --missing) {
-      std::int64_t now = monotonic_us();
+    // Those that wait already, before those that are still being restored.
+    std::stable_partition(standbys.begin(), standbys.end(),
+                          [](Replica* one) { return one->state() == State::kStandby; });
+    std::int64_t missing = wanted - static_cast<std::int64_t>(current.size());
+    std::int64_t now = monotonic_us();
+    std::int64_t requested = pod.requested_us ? pod.requested_us : now;
+    for (; missing > 0 && !standbys.empty(); standbys.erase(standbys.begin()))
+      if (standbys.front()->take(requested)) --missing;
+    for (; missing > 0; --missing) {
       if (pod.pause_until_us > now) {
         next_us = std::min(next_us, pod.pause_until_us);
         break;
       }
-      std::string id = random_hex(12);
-      replicas.emplace(id, std::make_shared<Replica>(services(), *pod.plan, id,
-                                                     pod.requested_us ? pod.requested_us : now,
-                                                     [this] { poke(); }));
+      add_replica(pod, requested, false);
     }
     // The ones that are not ready go first, then the youngest.
     std::sort(current.begin(), current.end(), [](Replica* a, Replica* b) {
       bool a_ready = a->state() == State::kReady, b_ready = b->state() == State::kReady;
       return a_ready != b_ready ? b_ready : a->row().created_us > b->row().created_us;
     });
-    for (std::int64_t extra = static_cast<std::int64_t>(current.size()) - desired, i = 0; i < extra;
+    for (std::int64_t extra = static_cast<std::int64_t>(current.size()) - wanted, i = 0; i < extra;
          ++i)
       current[static_cast<std::size_t>(i)]->stop(pod.row.stopped ? "the pod was stopped"
                                                                  : "scaled down");
-    if (ready >= desired)
+    if (ready >= wanted)
       for (Replica* replica : old)
-        replica->stop(desired ? "a new version has taken over" : "the pod was stopped");
+        replica->stop(wanted ? "a new version has taken over" : "the pod was stopped");
+    keep_standbys(pod, standbys, short_of_memory, next_us);
+  }
+
+  void keep_standbys(Pod& pod, std::vector<Replica*>& standbys, bool short_of_memory,
+                     std::int64_t& next_us) {
+    std::size_t wanted = static_cast<std::size_t>(pod.spec.standby);
+    std::string why = "fewer standbys are wanted";
+    if (pod.row.stopped) {
+      wanted = 0;
+      why = "the pod was stopped";
+    } else if (short_of_memory) {
+      wanted = 0;
+      why = "memory is short";
+    }
+    for (; standbys.size() > wanted; standbys.pop_back()) standbys.back()->stop(why);
+    if (standbys.size() >= wanted || !has_checkpoint(pod)) return;
+    if (std::int64_t now = monotonic_us(); pod.standby_pause_us > now) {
+      next_us = std::min(next_us, pod.standby_pause_us);
+      return;
+    }
+    for (std::size_t i = standbys.size(); i < wanted; ++i) add_replica(pod, monotonic_us(), true);
+  }
+
+  void add_replica(const Pod& pod, std::int64_t requested_us, bool standby) {
+    std::string id = random_hex(12);
+    replicas.emplace(id, std::make_shared<Replica>(
+                             services(), *pod.plan, id, requested_us, [this] { poke(); }, standby));
+  }
+
+  bool has_checkpoint(const Pod& pod) {
+    if (!pod.plan || !pod.plan->checkpoint.enabled) return false;
+    for (const auto& row : database.checkpoints({}, pod.plan->fingerprint))
+      if (row.status == "available") return true;
+    return false;
+  }
+
+  // Replicas of a pod that have not ended, standbys too.
+  int count(const std::string& pod) {
+    int found = 0;
+    for (auto& [id, replica] : replicas)
+      if (replica->row().pod == pod && !lifecycle::ended(replica->state())) ++found;
+    return found;
   }
 
   PodView view(Pod& pod) {
     PodView view;
     view.row = pod.row;
     view.spec = pod.spec;
+    view.desired = desired(pod);
     for (auto& [id, replica] : replicas) {
       if (replica->row().pod != pod.row.name || lifecycle::ended(replica->state())) continue;
+      if (replica->resting()) {
+        if (replica->state() == State::kStandby) ++view.standby;
+        continue;
+      }
       ++view.total;
       if (replica->state() == State::kReady) ++view.ready;
     }
@@ -390,7 +518,7 @@ void Controller::shutdown(bool stop_replicas) {
   {
     std::scoped_lock lock(impl.mutex);
     impl.closing = true;
-    impl.changed.notify_all();
+    impl.poke_locked();
   }
   impl.reconciler.join();
   for (auto& [id, replica] : impl.replicas) {
@@ -432,7 +560,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   PodPlan plan = impl.plan_for(spec, version);
   std::vector<gateway::PublishedPort> ports;
   for (const auto& port : spec.ports) ports.push_back({port.address, port.host, port.container});
-  ports = impl.gateway.publish(spec.name, ports);
+  ports = impl.gateway.publish(spec.name, ports, spec.concurrency);
   for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
   plan.spec.ports = spec.ports;
 
@@ -470,8 +598,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
     result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
   result.pod = impl.view(pod);
-  ++impl.generation;
-  impl.changed.notify_all();
+  impl.poke_locked();
   return result;
 }
 
@@ -505,19 +632,22 @@ PodView Controller::scale(const std::string& name, int replicas, std::int64_t wa
   pod->requested_us = asked;
   pod->failures = 0;
   pod->pause_until_us = 0;
+  // From now on the user's word counts; those who wait at the gate are still served.
+  pod->demand = impl.gateway.need(name).held;
+  pod->demand_check_us = asked + pod->spec.keep_warm_us;
   impl.database.put_pod(pod->row);
   impl.database.append_event({.type = "pod.scaled",
                               .pod = name,
                               .message = fmt::format("{} replicas are wanted", replicas)});
-  ++impl.generation;
-  impl.changed.notify_all();
+  impl.poke_locked();
   if (wait_us <= 0) return impl.view(*pod);
   Deadline deadline = Deadline::after_us(wait_us);
   for (;;) {
     pod = &impl.find_pod(name);
     PodView now = impl.view(*pod);
-    if (now.ready == replicas && now.total == replicas) return now;
-    if (pod->last_failure_us > asked && now.ready < replicas)
+    std::int64_t wanted = impl.desired(*pod);
+    if (now.ready == wanted && now.total == wanted) return now;
+    if (pod->last_failure_us > asked && now.ready < wanted)
       throw Error(Code::kUnavailable, "scale pod", name, pod->last_failure,
                   "see `thaw logs` and `thaw ps -a`");
     if (impl.closing)
@@ -525,7 +655,7 @@ PodView Controller::scale(const std::string& name, int replicas, std::int64_t wa
                   "ask again when it runs again");
     if (deadline.passed())
       throw Error(Code::kTimeout, "scale pod", name,
-                  fmt::format("{} of {} replicas are ready", now.ready, replicas), "see `thaw ps`");
+                  fmt::format("{} of {} replicas are ready", now.ready, wanted), "see `thaw ps`");
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
 }
@@ -538,8 +668,7 @@ void Controller::stop(const std::string& name) {
   impl_->database.put_pod(pod.row);
   impl_->database.append_event(
       {.type = "pod.stopped", .pod = name, .message = "stop was asked for"});
-  ++impl_->generation;
-  impl_->changed.notify_all();
+  impl_->poke_locked();
 }
 
 void Controller::remove(const std::string& name, bool force) {
@@ -552,13 +681,12 @@ void Controller::remove(const std::string& name, bool force) {
                 "stop it first, or use --force");
   pod.row.stopped = true;
   impl.database.put_pod(pod.row);
-  ++impl.generation;
-  impl.changed.notify_all();
+  impl.poke_locked();
   Deadline deadline = Deadline::after_us(pod.spec.stop_grace_us * 2 + 60'000'000);
   for (;;) {
     auto found = impl.pods.find(name);
     if (found == impl.pods.end()) return;
-    if (impl.view(found->second).total == 0) break;
+    if (impl.count(name) == 0) break;
     if (impl.closing)
       throw Error(Code::kUnavailable, "remove pod", name, "the daemon ends",
                   "ask again when it runs again");
@@ -611,8 +739,7 @@ void Controller::stop_replica(const std::string& text) {
   // The pod wants one less from now on; else another would take its place at once.
   if (row.version == pod.row.version && pod.row.desired > 0) --pod.row.desired;
   impl_->database.put_pod(pod.row);
-  ++impl_->generation;
-  impl_->changed.notify_all();
+  impl_->poke_locked();
 }
 
 std::string Controller::log_path(const std::string& text) {

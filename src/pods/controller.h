@@ -19,7 +19,9 @@ namespace thaw::pods {
 struct PodView {
   state::PodRow row;
   state::PodSpec spec;
-  int ready = 0, total = 0;           // replicas now
+  std::int64_t desired = 0;           // replicas: asked for, or called for by connections
+  int ready = 0, total = 0;           // replicas now, without standbys
+  int standby = 0;                    // those that wait to be taken
   bool checkpoint_effective = false;  // asked for, and possible here
   std::string checkpoint_reason;      // why not, when asked for
   std::string checkpoint;  // id of the one that the next replica would start from; "" when none

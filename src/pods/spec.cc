@@ -110,6 +110,11 @@ const std::vector<Field<Resources>>& resource_fields() {
 struct Replicas {
   struct Range {
     std::optional<int> min, max;
+    int standby = PodSpec{}.standby;
+    bool standby_warm = PodSpec{}.standby_warm;
+    int concurrency = PodSpec{}.concurrency;
+    std::int64_t keep_warm_us = PodSpec{}.keep_warm_us;
+    std::int64_t scale_down_delay_us = PodSpec{}.scale_down_delay_us;
   };
   struct Bound : Integer<int> {
     std::optional<int> read(const Place& at) const { return Integer<int>::read(at); }
@@ -121,6 +126,17 @@ struct Replicas {
               "Replicas that always run; with 0 the first request starts one. 1 when absent."),
         field("max", &Range::max, Bound{{1, kMaxReplicas}},
               "Replicas at most. The larger of min and 1 when absent."),
+        field("standby", &Range::standby, Integer<int>{0, kMaxReplicas},
+              "Replicas restored ahead of time and frozen, beside those that run."),
+        field("standby_warm", &Range::standby_warm, Flag{},
+              "A standby answers its probe before it is frozen; false: it waits before its first "
+              "instruction."),
+        field("concurrency", &Range::concurrency, Integer<int>{1, 100'000},
+              "Connections for each replica before another one is started."),
+        field("keep_warm", &Range::keep_warm_us, Duration{0, kDay},
+              "Time without traffic after which replicas beyond min go."),
+        field("scale_down_delay", &Range::scale_down_delay_us, Duration{0, kDay},
+              "Time with less traffic after which the replicas it does not need go."),
     };
     return table;
   }
@@ -135,9 +151,17 @@ struct Replicas {
     Range range = Object<Range>{fields}.read(at);
     spec.min_replicas = range.min.value_or(1);
     spec.max_replicas = range.max.value_or(std::max(spec.min_replicas, 1));
+    spec.standby = range.standby;
+    spec.standby_warm = range.standby_warm;
+    spec.concurrency = range.concurrency;
+    spec.keep_warm_us = range.keep_warm_us;
+    spec.scale_down_delay_us = range.scale_down_delay_us;
   }
   json write(const PodSpec& spec) const {
-    return {{"min", spec.min_replicas}, {"max", spec.max_replicas}};
+    Range range{spec.min_replicas,       spec.max_replicas, spec.standby,
+                spec.standby_warm,       spec.concurrency,  spec.keep_warm_us,
+                spec.scale_down_delay_us};
+    return Object<Range>{fields}.write(range);
   }
   json schema() const {
     return {{"anyOf", {Integer<int>{1, kMaxReplicas}.schema(), Object<Range>{fields}.schema()}}};
@@ -168,8 +192,11 @@ const std::vector<Field<CheckpointSpec>>& checkpoint_fields() {
       field("verify", &C::verify, Flag{},
             "Prove a new checkpoint by restoring it once before it is offered."),
       field("memory", &C::memory,
-            Choice<C::Memory>{{{"lazy", C::Memory::kLazy}, {"eager", C::Memory::kEager}}},
-            "Bring memory back when it is touched, or all of it before the replica resumes."),
+            Choice<C::Memory>{{{"lazy", C::Memory::kLazy},
+                               {"background", C::Memory::kBackground},
+                               {"eager", C::Memory::kEager}}},
+            "Bring memory back when it is touched, the same and the rest at leisure afterwards, or "
+            "all of it before the replica resumes."),
   };
   return fields;
 }

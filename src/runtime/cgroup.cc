@@ -237,6 +237,12 @@ bool Cgroup::remove_if_empty() const {
   return all;
 }
 
+std::pair<std::string, std::string> Cgroup::thawing() const {
+  std::string v1 = layout_.mount_of("freezer");
+  if (!v1.empty()) return {v1 + path_ + "/freezer.state", "THAWED"};
+  return {layout_.unified() + path_ + "/cgroup.freeze", "0"};
+}
+
 void Cgroup::freeze(bool on, Deadline deadline) const {
   std::string v1 = layout_.mount_of("freezer");
   if (!v1.empty()) {

@@ -43,6 +43,8 @@ class Cgroup {
   bool remove() const;
   bool remove_if_empty() const;  // the same, but leaves it when it has groups of its own
   void freeze(bool on, Deadline deadline) const;
+  // The file that freezes it, and what thaws it when written there; "" where there is none.
+  std::pair<std::string, std::string> thawing() const;
   std::int64_t oom_kills() const;      // since creation
   std::uint64_t memory_bytes() const;  // charged now
  private:

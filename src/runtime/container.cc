@@ -213,11 +213,15 @@ void prepare_slot_mounts(const SlotPaths& paths) {
   mount_tmpfs(paths.shm(), MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777,size=50%");
 }
 
-void write_identity(const SlotPaths& paths, const std::string& identity) {
-  write_file(paths.thaw() + "/identity.json.new", identity);
-  check(::rename((paths.thaw() + "/identity.json.new").c_str(),
-                 (paths.thaw() + "/identity.json").c_str()),
-        "rename", paths.thaw() + "/identity.json");
+void write_names(const ContainerSpec& spec, const SlotPaths& paths) {
+  write_file(paths.etc() + "/hostname", spec.hostname + "\n");
+  write_file(paths.etc() + "/hosts",
+             "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n10.77.0.2 " +
+                 spec.hostname + "\nfd00:77::2 " + spec.hostname + "\n");
+  if (spec.identity.empty()) return;
+  std::string file = paths.thaw() + "/identity.json";
+  write_file(file + ".new", spec.identity);
+  check(::rename((file + ".new").c_str(), file.c_str()), "rename", file);
 }
 
 void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
@@ -232,13 +236,9 @@ void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
                         ",redirect_dir=off,metacopy=off,index=on,xino=off";
   check(::mount("overlay", paths.rootfs().c_str(), "overlay", 0, options.c_str()),
         "mount overlay at", paths.rootfs());
-  write_file(paths.etc() + "/hostname", spec.hostname + "\n");
-  write_file(paths.etc() + "/hosts",
-             "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n10.77.0.2 " +
-                 spec.hostname + "\nfd00:77::2 " + spec.hostname + "\n");
   write_file(paths.etc() + "/resolv.conf",
              exists("/etc/resolv.conf") ? read_file("/etc/resolv.conf") : "");
-  write_identity(paths, spec.identity);
+  write_names(spec, paths);
 }
 
 std::uint64_t default_capabilities() {

@@ -39,7 +39,7 @@ struct ContainerSpec {
   std::uint32_t uid = 0, gid = 0;
   std::vector<std::uint32_t> groups;
   std::string hostname;
-  std::string identity;             // JSON text of /run/thaw/identity.json
+  std::string identity;             // JSON text of /run/thaw/identity.json; empty: it has none yet
   std::vector<std::string> lowers;  // overlay lower directories, topmost first
   std::vector<state::Mount> mounts;
   state::Resources resources;
@@ -63,7 +63,9 @@ std::vector<Bind> binds(const ContainerSpec& spec, const SlotPaths& paths,
 void prepare_slot_mounts(const SlotPaths& paths);
 // Mounts the overlay and writes hosts, hostname, resolv.conf and identity.json.
 void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths);
-void write_identity(const SlotPaths& paths, const std::string& identity);
+// Who the replica is: hostname, hosts and, unless it is empty, identity.json. In place, where the
+// container has them mounted.
+void write_names(const ContainerSpec& spec, const SlotPaths& paths);
 
 // The OCI runtime configuration for the cold start. Namespaces: pid and mount are new, network, uts
 // and ipc are the caller's.

@@ -65,7 +65,7 @@ struct CheckpointSpec {
   std::int64_t timeout_us = 600'000'000;
   enum class OnTimeout { kServe, kFail } on_timeout = OnTimeout::kServe;
   bool verify = true;  // prove a new checkpoint before it is offered
-  enum class Memory { kLazy, kEager } memory = Memory::kLazy;
+  enum class Memory { kLazy, kBackground, kEager } memory = Memory::kLazy;
   bool operator==(const CheckpointSpec&) const = default;
 };
 
@@ -82,6 +82,12 @@ struct PodSpec {
   Resources resources;
   int min_replicas = 1;
   int max_replicas = 1;
+  int standby = 0;           // restored ahead of time, frozen
+  bool standby_warm = true;  // answered its probe before it was frozen; else stopped before its
+                             // first instruction
+  int concurrency = 100;     // connections for each replica before another is started
+  std::int64_t keep_warm_us = 60'000'000;         // without traffic, before the last one goes
+  std::int64_t scale_down_delay_us = 30'000'000;  // with less traffic, before some go
   CheckpointSpec checkpoint;
   std::int64_t stop_grace_us = 10'000'000;  // SIGTERM to SIGKILL
   bool operator==(const PodSpec&) const = default;

@@ -165,7 +165,8 @@ def test_stopped_on_the_way(daemon):
     client = Client(pod.port)
     daemon.scale(pod.name, 1, wait=False)
     replica = pod.wait_event("replica.validating", asked)["replica"]
-    daemon.scale(pod.name, 0)
+    daemon.cli("stop", pod.name)  # scaling would bring one back for the client that waits
+    pod.wait_event("replica.stopped", asked, replica)
     row = daemon.replica(replica)
     equal((row["state"], row["outcome"]), ("stopped", "StoppedByUser"), "the replica")
     check("ready" not in pod.states(replica), "it was ready on its way to the end")

@@ -21,8 +21,11 @@ held = []
 
 
 def identity():
-    with open("/run/thaw/identity.json", encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open("/run/thaw/identity.json", encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {"replica": "standby"}  # it has none until it is taken
 
 
 def note(kind, **more):
