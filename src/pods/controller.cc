@@ -249,6 +249,10 @@ struct Controller::Impl {
       PodPlan plan = *pod->second.plan;
       plan.version = row.version;
       std::string id = row.id;
+      // What connections called for under the earlier daemon is not known any more; the replicas
+      // that serve go as if their last connection had ended now.
+      if (state != State::kStandby) ++pod->second.demand;
+      pod->second.demand_check_us = monotonic_us() + pod->second.spec.keep_warm_us;
       replicas.emplace(id, std::make_shared<Replica>(services(), std::move(plan), std::move(row),
                                                      std::move(slot), [this] { poke(); }));
     }

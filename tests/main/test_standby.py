@@ -139,6 +139,10 @@ def test_demand(daemon):
     wait_for(lambda: len(daemon.replicas(pod.name)) == 1, "one replica for one connection")
     clients[0].close()
     wait_for(lambda: not daemon.replicas(pod.name), "none for none")
+    served = pod.get()["identity"]["replica"]
+    daemon.restart(kill=True)
+    equal(pod.get()["identity"]["replica"], served, "who answers after the daemon was killed and started again")
+    wait_for(lambda: not daemon.replicas(pod.name), "it goes when it is not used")
     rows = daemon.scale(pod.name, 2)
     equal(len(rows), 2, "replicas that the user asked for")
     pod.get()
