@@ -251,6 +251,12 @@ def end_descendants():
 # --- the machine itself ----------------------------------------------------------------------
 
 
+def drop_page_cache():
+    """Clean pages of every file leave memory, as after a reboot; directory entries and inodes stay."""
+    os.sync()
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("1")
+
+
 def warm_memory(mib):
     """The first touch of memory after boot is many times slower than any later one."""
     child = os.fork()

@@ -5,7 +5,7 @@ import math
 import statistics
 
 BASE = "thaw-lazy"
-COMPARED = ("podman", "podman-zstd", "runc", "criu", "cold", "cold-runc", "thaw-eager")
+COMPARED = ("podman", "podman-zstd", "runc", "criu", "cold", "cold-runc", "thaw-eager", "thaw-no-slot", "thaw-slot", "thaw-standby", "floor")
 
 
 def percentile(values, share):
@@ -14,13 +14,14 @@ def percentile(values, share):
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def row(system, heap_mib, samples):
+def row(system, heap_mib, samples, cache="warm"):
     times = [s.ms for s in samples]
     later = [ms for s in samples for ms in s.later_ms]
     made = {
         "system": system.name,
         "case": "python-http",
         "heap_mib": heap_mib,
+        "page_cache": cache,
         "n": len(samples),
         "median_ms": round(statistics.median(times), 2),
         "p99_ms": round(percentile(times, 0.99), 2),
@@ -45,9 +46,10 @@ def row(system, heap_mib, samples):
 def ratios(rows):
     """How many times longer each took than the base, by heap."""
     found = []
-    for base in (r for r in rows if r["system"] == BASE):
+    for base in (r for r in rows if r["system"] == BASE and r["page_cache"] == "warm"):
         for other in rows:
-            if other["heap_mib"] == base["heap_mib"] and other["system"] in COMPARED:
+            same = (other["heap_mib"], other["page_cache"]) == (base["heap_mib"], "warm")
+            if same and other["system"] in COMPARED:
                 found.append(
                     {
                         "of": other["system"],
@@ -76,11 +78,11 @@ def table(rows):
     for r in rows:
         if previous not in (None, r["heap_mib"]):
             lines.append(("",) * len(head))
-        times = factor.get((r["heap_mib"], r["system"]))
+        times = factor.get((r["heap_mib"], r["system"])) if r["page_cache"] == "warm" else None
         lines.append(
             (
                 str(r["heap_mib"]) if r["heap_mib"] != previous else "",
-                r["system"],
+                r["system"] + ("" if r["page_cache"] == "warm" else ", cold cache"),
                 f"{r['median_ms']:.1f}",
                 f"{r['p99_ms']:.1f}",
                 f"{times:.1f}" if times else "",

@@ -30,14 +30,14 @@ class _UnixConnection(http.client.HTTPConnection):
 class Daemon:
     """A daemon on a data directory of its own, and one kept connection to its API."""
 
-    def __init__(self, binary, folder, seconds=60):
-        self.data = folder / "thaw"
+    def __init__(self, binary, folder, seconds=60, arguments=()):
+        self.data = folder / "-".join(["thaw", *arguments])
         self.data.mkdir()
-        self.log = folder / "thaw.log"
+        self.log = self.data / "thaw.log"
         path = str(self.data / "thaw.sock")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [str(binary), "daemon", "--data-dir", str(self.data), "--listen", f"unix:{path}"],
+                [str(binary), "daemon", "--data-dir", str(self.data), "--listen", f"unix:{path}", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,  # Ctrl-C is for this program
             )  # fmt: skip
         self.api = _UnixConnection(path, READY_SECONDS + 30)
@@ -91,6 +91,8 @@ class ThawSystem(System):
 
     ready_seconds = READY_SECONDS
     checkpoint = {"enabled": True}
+    replicas = {"min": 0, "max": 4}
+    daemon_arguments = ()
 
     def __init__(self, bench, heap_mib):
         super().__init__(bench, heap_mib)
@@ -109,12 +111,12 @@ class ThawSystem(System):
             "env": {"HEAP_MIB": str(self.heap_mib)},
             "mounts": [{"source": str(self.bench.app), "target": "/app", "readonly": True}],
             "ports": [{"container": 8000, "host": self.port}],
-            "replicas": {"min": 0, "max": 4},
+            "replicas": self.replicas,
             "checkpoint": {"when": when, "timeout": "5m", **self.checkpoint},
         }
 
     def prepare(self):
-        self.daemon = self.bench.thaw_daemon()
+        self.daemon = self.bench.thaw_daemon(*self.daemon_arguments)
         self.daemon.call("POST", "/v1/pods", self.spec())
         if not self.checkpoint["enabled"]:
             return
@@ -140,10 +142,10 @@ class ThawSystem(System):
         return self.daemon.call("POST", f"/v1/pods/{self.pod}/scale", {"replicas": replicas, **options})
 
     def running(self):
-        return [r for r in self.daemon.call("GET", f"/v1/replicas?pod={self.pod}") if not r["proof"]]
+        return [r for r in self.daemon.call("GET", f"/v1/replicas?pod={self.pod}") if r["state"] != "standby" and not r["proof"]]
 
     def wait_gone(self):
-        host.wait_for(lambda: not self.daemon.call("GET", f"/v1/replicas?pod={self.pod}"), f"the end of {self.pod}'s replicas", 60)
+        host.wait_for(lambda: not self.running(), f"the end of {self.pod}'s replicas", 60)
 
     def start(self):
         begun = time.monotonic()
@@ -152,16 +154,22 @@ class ThawSystem(System):
             answer = http_probe.first_200(self.port, self.bench.path, self.ready_seconds)
         finally:
             self.daemon.receive()
-        replicas = self.running()
-        if len(replicas) != 1:
-            answer.connection.close()
-            raise BenchError(f"thaw: {len(replicas)} replicas run in place of one")
-        self.replica = replicas[0]
+        return begun, self.checked(answer)
+
+    def checked(self, answer):
+        """That the one replica there is was started as the row says."""
+        replicas = [r for r in self.running() if r["state"] == "ready"]
         wanted = self.checkpoint_id or "cold"
-        if self.replica["started_from"] != wanted:
+        reason = None
+        if len(replicas) != 1:
+            reason = f"{len(replicas)} replicas run in place of one"
+        elif replicas[0]["started_from"] != wanted:
+            reason = f"it started from {replicas[0]['started_from']}, not {wanted}: {replicas[0]['reason']}"
+        if reason:
             answer.connection.close()
-            raise BenchError(f"thaw: it started from {self.replica['started_from']}, not {wanted}: {self.replica['reason']}")
-        return begun, answer
+            raise BenchError(f"thaw: {reason}")
+        self.replica = replicas[0]
+        return answer
 
     def processes(self):
         # The shim with everything below it: the replica, and whatever serves its pages.
@@ -201,3 +209,48 @@ class ThawLazy(ThawSystem):
     name = "thaw-lazy"
     note = "Thaw, checkpoint.memory: lazy; through the published port"
     checkpoint = {"enabled": True, "memory": "lazy"}
+
+
+class ThawRequest(ThawSystem):
+    """Nobody scales: a request at the published port of a pod at zero is the start."""
+
+    def start(self):
+        begun = time.monotonic()
+        answer = http_probe.first_200(self.port, self.bench.path, self.ready_seconds)
+        return begun, self.checked(answer)
+
+
+class ThawSlot(ThawRequest):
+    name = "thaw-slot"
+    note = "Thaw, lazy, from a prepared slot; a request to a pod at zero, through the published port"
+
+    def settle(self):
+        slots = self.daemon.data / "slots"
+        # Each prepared slot has a shim that listens, and none runs a replica now.
+        host.wait_for(lambda: len([s for s in slots.iterdir() if (s / "shim.sock").exists()]) >= 2, "prepared slots", 30)
+        time.sleep(0.1)  # its CRIU is being started
+
+
+class ThawNoSlot(ThawRequest):
+    name = "thaw-no-slot"
+    note = "the same from a daemon that prepares no slots"
+    daemon_arguments = ("--slots", "0")
+
+
+class ThawStandby(ThawRequest):
+    name = "thaw-standby"
+    note = "Thaw, from a standby that was warmed by its probe and frozen; a request to a pod at zero, through the published port"
+    replicas = {"min": 0, "max": 4, "standby": 1}
+
+    def settle(self):
+        host.wait_for(
+            lambda: self.daemon.call("GET", f"/v1/pods/{self.pod}")["standby"] == 1, f"a standby of {self.pod}", READY_SECONDS, 0.05
+        )
+        time.sleep(0.1)
+
+    def checked(self, answer):
+        super().checked(answer)
+        if not any(phase["name"] == "standby/thaw" for phase in self.replica["phases"]):
+            answer.connection.close()
+            raise BenchError("thaw: the replica was none of the standbys")
+        return answer
