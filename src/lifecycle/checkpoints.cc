@@ -12,7 +12,8 @@ namespace {
 constexpr std::int64_t kLeaseUs = 15 * 60'000'000LL;
 constexpr std::int64_t kFirstBackoffUs = 60'000'000, kLongestBackoffUs = 6 * 3'600'000'000LL;
 constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
-constexpr std::size_t kMostRanges = 4000;  // they travel in one message to the shim
+constexpr std::uint64_t kMostServing = 32 << 20;  // bytes
+constexpr std::size_t kMostRanges = 4000;         // they travel in one message to the shim
 
 bool one_of(const std::string& status, std::initializer_list<const char*> list) {
   return std::any_of(list.begin(), list.end(), [&](const char* name) { return status == name; });
@@ -97,25 +98,44 @@ UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
   for (const std::string& layer : usable.manifest.layers)
     usable.layers.push_back(usable.directory + "/" + layer);
   nlohmann::json record = checkpoint::read_signed(usable.directory + "/record.json", key_);
-  if (record.is_object()) usable.working_set = record.at("ranges");
+  if (record.is_object()) {
+    for (const char* part : {"start", "serving"})
+      for (auto& range : record.value(part, nlohmann::json::array()))
+        usable.working_set.push_back(std::move(range));
+    usable.served = record.contains("serving");
+  }
   return usable;
 }
 
-void Checkpoints::learn(const UsableCheckpoint& checkpoint, const nlohmann::json& touched) {
+void Checkpoints::learn(const std::string& id, const nlohmann::json& touched, bool serving) {
   if (touched.empty()) return;
-  std::vector<checkpoint::TouchedRange> ranges;
-  for (const nlohmann::json* list : {&checkpoint.working_set, &touched})
-    for (const auto& range : *list) ranges.push_back({range.at(0), range.at(1), range.at(2)});
-  ranges = checkpoint::merge_ranges(std::move(ranges));
-  if (ranges.size() > kMostRanges) return;
-  nlohmann::json list = nlohmann::json::array();
-  for (const auto& range : ranges) list.push_back({range.pid, range.address, range.length});
+  std::string directory = settings_.checkpoint_dir(id), file = directory + "/record.json";
+  const char* part = serving ? "serving" : "start";
+  std::scoped_lock lock(record_mutex_);
   try {
-    if (exists(checkpoint.directory + "/manifest.json"))
-      checkpoint::write_signed(checkpoint.directory + "/record.json", {{"ranges", list}}, key_);
-  } catch (const Error& error) {
+    nlohmann::json record = checkpoint::read_signed(file, key_);
+    if (!record.is_object()) record = nlohmann::json::object();
+    std::vector<checkpoint::TouchedRange> ranges;
+    std::uint64_t bytes = 0;
+    for (const auto& range : record.value(part, nlohmann::json::array())) {
+      ranges.push_back({range.at(0), range.at(1), range.at(2)});
+      bytes += ranges.back().length;
+    }
+    for (const auto& range : touched) {
+      ranges.push_back({range.at(0), range.at(1), range.at(2)});
+      bytes += ranges.back().length;
+      // One that reads all its memory is not to make every start read it.
+      if (serving && bytes > kMostServing) break;
+    }
+    ranges = checkpoint::merge_ranges(std::move(ranges));
+    if (ranges.size() > kMostRanges / 2) return;
+    nlohmann::json list = nlohmann::json::array();
+    for (const auto& range : ranges) list.push_back({range.pid, range.address, range.length});
+    record[part] = std::move(list);
+    if (exists(directory + "/manifest.json")) checkpoint::write_signed(file, record, key_);
+  } catch (const std::exception& error) {
     log::warn("what a start touched could not be written down",
-              {{"checkpoint", checkpoint.row.id}, {"error", error.what()}});
+              {{"checkpoint", id}, {"error", error.what()}});
   }
 }
 
@@ -387,7 +407,7 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
         Fd cancel = any_of({closing_event_.get(), slot->shim->ended_fd()});
         validate(attempt, *slot, plan, log_dir, cancel.get());
       }
-      if (attempt.end.phase == RestorePhase::kValidated) learn(usable, touched_memory(*slot));
+      if (attempt.end.phase == RestorePhase::kValidated) learn(id, touched_memory(*slot), false);
     } catch (const Error& error) {
       attempt.end.error = error.code();
       attempt.end.reason = error.what();

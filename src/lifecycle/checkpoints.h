@@ -26,8 +26,10 @@ struct UsableCheckpoint {
   checkpoint::Manifest manifest;
   std::string directory;
   std::vector<std::string> layers;  // absolute, topmost first
-  nlohmann::json working_set =
-      nlohmann::json::array();  // [[pid, address, length]]: what starts from it touched before
+  // [[pid, address, length]]: what starts from it touched before, until they were ready, then in
+  // their first moments of service.
+  nlohmann::json working_set = nlohmann::json::array();
+  bool served = false;  // the record has such moments
 };
 
 // The right to dump one fingerprint, and the place for it.
@@ -59,9 +61,9 @@ class Checkpoints {
   void dumped(DumpTicket ticket, const nlohmann::json& result);
   void dump_failed(const DumpTicket& ticket, const std::string& reason, bool count);
 
-  // What a start from it touched, beyond what was known: later restores read it ahead. A hint,
-  // never needed.
-  void learn(const UsableCheckpoint& checkpoint, const nlohmann::json& touched);
+  // What a start from it touched, in that order, beyond what was known: later restores read it
+  // ahead. `serving`: after it was ready. A hint, never needed.
+  void learn(const std::string& id, const nlohmann::json& touched, bool serving);
 
   void restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
                      const std::string& reason);
@@ -96,7 +98,7 @@ class Checkpoints {
   std::string key_;
   checkpoint::Verifier verifier_;
   Fd closing_event_;
-  std::mutex mutex_, discard_mutex_;
+  std::mutex mutex_, discard_mutex_, record_mutex_;
   std::condition_variable changed_;
   std::deque<Job> jobs_;
   std::set<std::string>

@@ -18,6 +18,8 @@ namespace {
 constexpr std::int64_t kDumpBaseUs = 60'000'000;
 // A start that still faulted this often adds to the record of its checkpoint.
 constexpr std::size_t kWorthLearning = 8;
+// The first moments of service, which the record is about.
+constexpr std::int64_t kServingUs = 1'000'000;
 
 std::int64_t dump_timeout_us(const PodPlan& plan) {
   return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
@@ -391,9 +393,8 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       how = fmt::format("taken from the standbys of checkpoint {}", checkpoint.row.id);
     }
     open_gate(how);
-    if (ahead) return true;  // what it touches now is not what a start touches
-    nlohmann::json touched = touched_memory(*slot_);
-    if (touched.size() > kWorthLearning) services_.checkpoints.learn(checkpoint, touched);
+    learn_until_us_ = monotonic_us() + kServingUs;
+    learn_anything_ = !checkpoint.served;
     return true;
   }
   if (outcome == Outcome::kStoppedByUser) return false;
@@ -519,8 +520,16 @@ void Replica::open_gate(const std::string& message) {
 void Replica::serve() {
   for (;;) {
     pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
-    if (::poll(fds, 2, -1) < 0 && errno != EINTR) throw_errno("poll", "replica");
+    Deadline deadline =
+        learn_until_us_ ? Deadline::after_us(learn_until_us_ - monotonic_us()) : Deadline::never();
+    if (::poll(fds, 2, deadline.poll_ms()) < 0 && errno != EINTR) throw_errno("poll", "replica");
     if (fds[1].revents) return;
+    if (learn_until_us_ && deadline.passed()) {
+      learn_until_us_ = 0;
+      nlohmann::json touched = touched_memory(*slot_);
+      if (learn_anything_ || touched.size() > kWorthLearning)
+        services_.checkpoints.learn(row_.started_from, touched, true);
+    }
     if (!fds[0].revents) continue;
     clear_event(wake_);
     bool wanted;

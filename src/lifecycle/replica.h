@@ -108,6 +108,8 @@ class Replica {
   bool stop_ = false, detach_ = false, adopted_ = false;
   bool standby_ = false;  // not taken yet
   std::string stop_reason_;
+  std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
+  bool learn_anything_ = false;
   struct Command {
     bool wanted = false, finished = false;
     std::string id, failure;

@@ -71,8 +71,10 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
                          {"link", !proof},
                          {"stopped", purpose == Purpose::kStopped},
                          {"working_set", checkpoint.working_set},
-                         // The proof makes the record; it may take its time.
-                         {"exact", proof},
+                         // These make the record: the proof of what a start needs, the first that
+                         // serves of what its
+                         // first requests need.
+                         {"exact", proof || !checkpoint.served},
                          {"timeout_us", restore_timeout_us(checkpoint.manifest)},
                          {"log_level", criu_log_level()}},
                         Deadline::after_us(restore_timeout_us(checkpoint.manifest) + 10'000'000));

@@ -32,6 +32,7 @@ using lifecycle::State;
 
 constexpr int kKeptReplicas = 20;  // ended ones, for `thaw ps -a`
 constexpr std::int64_t kFirstPauseUs = 1'000'000, kLongestPauseUs = 300'000'000;
+constexpr std::int64_t kRefillPauseUs = 300'000;
 constexpr std::int64_t kSettledUs =
     60'000'000;  // a replica that was ready this long has ended a crash loop
 
@@ -392,7 +393,11 @@ struct Controller::Impl {
     std::int64_t now = monotonic_us();
     std::int64_t requested = pod.requested_us ? pod.requested_us : now;
     for (; missing > 0 && !standbys.empty(); standbys.erase(standbys.begin()))
-      if (standbys.front()->take(requested)) --missing;
+      if (standbys.front()->take(requested)) {
+        --missing;
+        // The next is made when the one that is needed now has had the machine for a moment.
+        pod.standby_pause_us = std::max(pod.standby_pause_us, now + kRefillPauseUs);
+      }
     for (; missing > 0; --missing) {
       if (pod.pause_until_us > now) {
         next_us = std::min(next_us, pod.pause_until_us);

@@ -211,6 +211,9 @@ void prepare_slot_mounts(const SlotPaths& paths) {
   make_directory(paths.dev() + "/pts", 0755);
   make_directory(paths.dev() + "/shm", 0755);
   mount_tmpfs(paths.shm(), MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777,size=50%");
+  // They are written anew while a client waits for a standby; a disk's file system may take its
+  // time.
+  mount_tmpfs(paths.etc(), MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755,size=1m");
 }
 
 void write_names(const ContainerSpec& spec, const SlotPaths& paths) {
