@@ -1,0 +1,123 @@
+"""Memory that comes back while the program runs: every byte is the right one, whoever dies."""
+
+import os
+import random
+import signal
+import time
+
+import thawtest
+from common import Pod
+from thawtest import check, equal, wait_for
+
+KILLS = 100
+
+
+def pattern(daemon, name="memory", **checkpoint):
+    pod = Pod(daemon, name, when={"http": {}}, checkpoint=checkpoint)
+    pod.spec.update(command=["python3", "-S", "-E", "/app/pattern.py"], resources={"memory": "1GiB"}, replicas={"min": 1, "max": 3})
+    pod.deploy()
+    pod.wait_checkpoint()
+    return pod
+
+
+def no_wrong_byte(pod):
+    wrong = pod.ctl / "wrong"
+    check(not wrong.exists(), f"wrong bytes: {wrong.read_text()[:500] if wrong.exists() else ''}")
+
+
+def all_pages(daemon, row):
+    equal(daemon.http(row["id"], "/all", timeout=120), "ok\n", "answer to /all")
+
+
+def shim_of(row):
+    return int(thawtest._read(f"/proc/{row['pid']}/status").decode().split("PPid:\t")[1].split()[0])
+
+
+def test_a_shim_dies(daemon):
+    """SIGKILL of the shim, whose page service is in the middle of answering faults, at random moments: the replica ends, is reported
+    and replaced; no page reads as anything but what it was, and nothing hangs."""
+    seed = int(os.environ.get("THAW_TEST_SEED", "0")) or random.randrange(1 << 30)
+    print(f"     THAW_TEST_SEED={seed}")
+    choice = random.Random(seed)
+    pod = pattern(daemon)
+    restored = 0
+    daemon.scale(pod.name, 0)
+    with daemon.follow(daemon.last_event(), pod.name) as events:
+        for turn in range(KILLS):
+            asked = daemon.last_event()
+            daemon.scale(pod.name, 1, wait=False)
+            # The last ones die while they are validated: their successors start cold for a while.
+            moment = "replica.ready" if turn < KILLS - 3 else "replica.validating"
+            started = next_event(events, asked, (moment, "replica.warming"))
+            row = daemon.replica(started["replica"])
+            restored += row["started_from"] != "cold"
+            # Most of the memory is asked for in the first moments.
+            time.sleep(choice.random() ** 2 * 0.2)
+            os.kill(shim_of(row), signal.SIGKILL)
+            killed = time.monotonic()
+            ended = next_event(events, asked, ("replica.failed", "replica.preparing"), row["id"])
+            check(time.monotonic() - killed < 10, f"turn {turn}: it took {time.monotonic() - killed:.1f} s until the replica's end was seen")
+            check(ended["message"], f"turn {turn}: the event does not say why it ended: {ended}")
+            wait_for(lambda pid=row["pid"]: gone(pid), f"turn {turn}: process {row['pid']} is gone")
+            daemon.scale(pod.name, 0)
+            no_wrong_byte(pod)
+    check(restored >= KILLS - 3, f"only {restored} of {KILLS} were restored")
+    wait_for(lambda: restorable(daemon, pod), "the checkpoint is used again", timeout=60, step=1)
+    all_pages(daemon, daemon.replicas(pod.name)[0])
+    no_wrong_byte(pod)
+
+
+def restorable(daemon, pod):
+    daemon.scale(pod.name, 0)
+    return daemon.scale(pod.name, 1)[0]["outcome"] == "Restored"
+
+
+def next_event(events, after, types, replica=None):
+    while True:
+        event = events.next(30)
+        check(event is not None, f"no event of {types} within 30 s")
+        if event["id"] > after and event["type"] in types and replica in (None, event["replica"]):
+            return event
+
+
+def gone(pid):
+    try:
+        return thawtest._read(f"/proc/{pid}/stat").decode().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, AttributeError, IndexError):
+        return True
+
+
+def test_a_lazy_replica_is_dumped_whole(daemon):
+    """Pages that were never read are read before a dump: what is restored from the second checkpoint has them all."""
+    pod = pattern(daemon, "again")
+    row = daemon.scale(pod.name, 2)[1]
+    equal(row["outcome"], "Restored", "how the second was started")
+    first = next(r for r in daemon.replicas(pod.name) if r["id"] != row["id"])
+    daemon.cli("stop", first["id"])
+    pod.wait_event("replica.stopped", replica=first["id"])
+    asked = daemon.last_event()
+    made = daemon.cli_json("checkpoint", "create", pod.name, "--json")
+    equal(made["status"], "available", "the second checkpoint")
+    daemon.scale(pod.name, 0)
+    row = daemon.scale(pod.name, 1)[0]
+    equal(row["started_from"], made["id"], "what the next one starts from")
+    all_pages(daemon, row)
+    no_wrong_byte(pod)
+    equal(pod.events("replica.fallback", after=asked), [], "fallbacks")
+
+
+def test_background(daemon):
+    """checkpoint.memory: background. Nobody asks for the rest, and it comes all the same."""
+    pod = pattern(daemon, "rest", memory="background")
+    row = daemon.scale(pod.name, 2)[1]
+
+    def unread():
+        return sum(int(line.split()[1]) for line in thawtest._read(f"/proc/{row['pid']}/smaps_rollup").decode().splitlines() if line.startswith("Rss:"))
+
+    wait_for(lambda: unread() > 60 << 10, "most of 64 MiB is in memory", timeout=60)
+    all_pages(daemon, row)
+    no_wrong_byte(pod)
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())
