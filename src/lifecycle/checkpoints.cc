@@ -12,6 +12,7 @@ namespace {
 constexpr std::int64_t kLeaseUs = 15 * 60'000'000LL;
 constexpr std::int64_t kFirstBackoffUs = 60'000'000, kLongestBackoffUs = 6 * 3'600'000'000LL;
 constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
+Deadline collect_deadline() { return Deadline::after_ms(10 * 60'000); }
 constexpr std::uint64_t kMostServing = 32 << 20;  // bytes
 constexpr std::size_t kMostRanges = 4000;         // they travel in one message to the shim
 
@@ -207,10 +208,18 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
   return ticket;
 }
 
-void Checkpoints::dumped(DumpTicket ticket, const nlohmann::json& result) {
+void Checkpoints::dumped(DumpTicket ticket, const nlohmann::json& result,
+                         std::shared_ptr<ShimClient> shim) {
   std::scoped_lock lock(mutex_);
-  jobs_.push_back({std::move(ticket), result});
+  if (result.value("staged", false)) to_collect_.insert(ticket.id);
+  jobs_.push_back({std::move(ticket), result, std::move(shim)});
   changed_.notify_all();
+}
+
+bool Checkpoints::wait_collected(const std::string& id, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::microseconds(deadline.left_us()),
+                           [&] { return closing_ || !to_collect_.contains(id); });
 }
 
 void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reason, bool count) {
@@ -313,7 +322,8 @@ void Checkpoints::recover(
       }
       std::scoped_lock lock(mutex_);
       in_work_.insert(row.id);
-      jobs_.push_back({{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica}, nullptr});
+      jobs_.push_back(
+          {{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica}, nullptr, nullptr});
       changed_.notify_all();
     }
   }
@@ -349,6 +359,19 @@ void Checkpoints::finish(Job& job) {
   const DumpTicket& ticket = job.ticket;
   const PodPlan& plan = ticket.plan;
   if (!job.result.is_null()) {
+    if (job.result.value("staged", false)) {
+      struct Collected {
+        Checkpoints& checkpoints;
+        const std::string& id;
+        ~Collected() {
+          std::scoped_lock lock(checkpoints.mutex_);
+          checkpoints.to_collect_.erase(id);
+          checkpoints.changed_.notify_all();
+        }
+      } collected{*this, ticket.id};
+      job.shim->call({{"op", "collect"}, {"directory", ticket.directory}}, collect_deadline());
+    }
+    job.shim.reset();
     checkpoint::Manifest manifest;
     manifest.id = ticket.id;
     manifest.pod = plan.spec.name;

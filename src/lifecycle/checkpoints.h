@@ -57,8 +57,11 @@ class Checkpoints {
   // nullopt when another replica dumps, one exists, or a failure backs off; `why` says which.
   std::optional<DumpTicket> begin(const PodPlan& plan, const std::string& replica, bool forced,
                                   std::string* why);
-  // The shim's answer to a good dump. Seals, proves and offers it in the background.
-  void dumped(DumpTicket ticket, const nlohmann::json& result);
+  // The shim's answer to a good dump. Collects what the shim still holds in memory, seals, proves
+  // and offers it in the background.
+  void dumped(DumpTicket ticket, const nlohmann::json& result, std::shared_ptr<ShimClient> shim);
+  // Until the shim is no longer needed for this one. False at the deadline.
+  bool wait_collected(const std::string& id, Deadline deadline);
   void dump_failed(const DumpTicket& ticket, const std::string& reason, bool count);
 
   // What a start from it touched, in that order, beyond what was known: later restores read it
@@ -80,6 +83,7 @@ class Checkpoints {
   struct Job {
     DumpTicket ticket;
     nlohmann::json result;  // null: sealed already
+    std::shared_ptr<ShimClient> shim;
   };
   void work_loop();
   void finish(Job& job);
@@ -103,6 +107,7 @@ class Checkpoints {
   std::deque<Job> jobs_;
   std::set<std::string>
       in_work_;  // being dumped, sealed or proven: their files are not to be touched
+  std::set<std::string> to_collect_;
   bool closing_ = false;
   std::thread worker_;
 };

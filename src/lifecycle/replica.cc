@@ -491,7 +491,8 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
                                                {"log_level", 2}},
                                               dump_deadline(plan_));
     if (result.value("success", false)) {
-      services_.checkpoints.dumped(std::move(*ticket), result);
+      collecting_ = ticket->id;
+      services_.checkpoints.dumped(std::move(*ticket), result, slot_->shim);
       return;
     }
     *failure = "it could not be checkpointed: " + result.at("reason").get<std::string>();
@@ -641,6 +642,9 @@ void Replica::finish() {
     }
   }
   services_.gate.drop(row_.id);
+  // Its shim may hold a dump in memory that is being written.
+  if (!collecting_.empty())
+    services_.checkpoints.wait_collected(collecting_, Deadline::after_ms(10 * 60'000));
   services_.slots.destroy(std::move(slot));
   move(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
   services_.checkpoints.replica_ended();

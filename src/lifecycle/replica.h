@@ -108,6 +108,7 @@ class Replica {
   bool stop_ = false, detach_ = false, adopted_ = false;
   bool standby_ = false;  // not taken yet
   std::string stop_reason_;
+  std::string collecting_;           // the checkpoint that it was dumped into last
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
   bool learn_anything_ = false;
   struct Command {

@@ -4,11 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <sstream>
-#include <string>
 
 #include "util/clock.h"
-#include "util/file.h"
+#include "util/memory.h"
 
 namespace thaw::pods {
 namespace {
@@ -16,18 +14,7 @@ namespace {
 // 100 ms of a second in which some task waited for memory (Documentation/accounting/psi.rst).
 constexpr char kTrigger[] = "some 100000 1000000";
 constexpr std::int64_t kCalmUs = 10'000'000;
-constexpr std::int64_t kLeastShare = 20;  // available memory below one part in so many is short
-
-bool hardly_any_left() {
-  std::istringstream lines(read_file("/proc/meminfo"));
-  std::int64_t total = 0, available = 0;
-  std::string key, unit;
-  for (std::int64_t value; lines >> key >> value; std::getline(lines, unit)) {
-    if (key == "MemTotal:") total = value;
-    if (key == "MemAvailable:") available = value;
-  }
-  return total > 0 && available < total / kLeastShare;
-}
+constexpr std::uint64_t kLeastShare = 20;  // available memory below one part in so many is short
 
 }  // namespace
 
@@ -41,7 +28,7 @@ MemoryPressure::MemoryPressure() {
 void MemoryPressure::noticed() { until_us_ = monotonic_us() + kCalmUs; }
 
 bool MemoryPressure::is_short(std::int64_t& next_us) {
-  if (hardly_any_left()) noticed();
+  if (available_memory() < total_memory() / kLeastShare) noticed();
   bool now = monotonic_us() < until_us_;
   if (now) next_us = std::min(next_us, until_us_);
   return now;

@@ -27,6 +27,7 @@ struct SlotPaths {
   std::string empty() const { return dir + "/empty"; }  // what masked directories show
   std::string bundle() const { return dir + "/bundle"; }
   std::string runc_root() const { return dir + "/runc"; }
+  std::string stage() const { return dir + "/stage"; }  // a dump's images, in memory, for a moment
   std::string criu_work() const { return dir + "/criu"; }
   std::string socket() const { return dir + "/shim.sock"; }
   std::string notify() const { return dir + "/notify"; }  // datagrams of NOTIFY_SOCKET, a line each

@@ -313,7 +313,9 @@ class HeldDump:
             self.signal(signal.SIGSTOP)
 
     def _step(self):
-        if list(self.directory.glob("images/core-*.img")):
+        # In memory, where only the shim's mount namespace has them, or on disk where memory is short.
+        stage = pathlib.Path(f"/proc/{self.shim}/root{self.pod.daemon.data}/slots/{self.replica['slot']}/stage")
+        if list(stage.glob("core-*.img")) or list(self.directory.glob("images/core-*.img")):
             return True
         self.signal(signal.SIGCONT)
         time.sleep(0.001)
