@@ -3,7 +3,7 @@
 It answers on PORT (8000) at once and writes one JSON object a line to /ctl/notes, a file of the host, opened anew for each line, so
 that no descriptor of it is in a dump. When /ctl/go appears it does what ON_GO names, words separated by blanks:
     print:TEXT (_ is a blank)  touch:PATH  mkdir:PATH  write:PATH  listen:PORT  notify  worker (sends READY=1 from a process of its own)  busy:MIB (holds so much memory)
-Before that it does what AT_START names: the same, and io_uring (opens one, which CRIU cannot dump), leave-when-restored.
+Before that it does what AT_START names: the same, and landlock (opens a ruleset, which CRIU cannot dump), leave-when-restored.
 """
 
 import ctypes
@@ -15,6 +15,8 @@ import stat
 import sys
 import threading
 import time
+
+from calls import calls
 
 CTL = "/ctl"
 held = []
@@ -72,10 +74,10 @@ def act(words):
             worker()
         elif name == "busy":
             held.append(os.urandom(1 << 20) * int(value))
-        elif name == "io_uring":
-            setup = ctypes.CDLL(None, use_errno=True).syscall(425, 8, ctypes.create_string_buffer(120))
-            note("io_uring", descriptor=setup, error=ctypes.get_errno())
-            held.append(setup)
+        elif name == "landlock":
+            ruleset = ctypes.CDLL(None, use_errno=True).syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0)
+            note("landlock", descriptor=ruleset, error=ctypes.get_errno())
+            held.append(ruleset)
         elif name == "leave-when-restored":
             threading.Thread(target=leave_when_restored, daemon=True).start()
         else:
@@ -151,7 +153,7 @@ def routes(name):
 
 def view():
     lines = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
-    wanted = ("Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "SigIgn", "SigBlk")
+    wanted = ("Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "SigIgn", "SigBlk")
     masked = {}
     for path in ["/proc/" + name for name in MASKED] + ["/sys/firmware", "/sys/dev/block", "/sys/devices/virtual/powercap"]:
         work = os.listdir if os.path.isdir(path) else lambda path: len(read(path))
@@ -167,6 +169,7 @@ def view():
         "limits": read("/proc/self/limits").splitlines(),
         "masked": masked,
         "settings": {path: try_to(lambda path=path: write(path)) for path in SETTINGS},
+        "calls": calls(),
         "raw socket": try_to(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()),
         "device node": try_to(lambda: os.mknod("/dev/mem", stat.S_IFCHR | 0o600, os.makedev(1, 1))),
         "root": sorted(os.listdir("/")),
