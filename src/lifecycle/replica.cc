@@ -9,6 +9,7 @@
 #include "lifecycle/restore.h"
 #include "lifecycle/slot_target.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/log.h"
 
@@ -100,6 +101,23 @@ bool Replica::stop_asked() const {
   return stop_;
 }
 
+int Replica::shim_pid() const {
+  std::scoped_lock lock(mutex_);
+  return slot_ ? slot_->shim_pid : 0;
+}
+
+// What a dump would write, about.
+std::uint64_t Replica::memory_bytes() const {
+  std::scoped_lock lock(mutex_);
+  if (!slot_) return 0;
+  return runtime::Cgroup(runtime::CgroupLayout::detect(), slot_->cgroup).memory_bytes();
+}
+
+int Replica::container_pid() const {
+  std::scoped_lock lock(mutex_);
+  return static_cast<int>(row_.pid);
+}
+
 std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
 
 void Replica::stop(const std::string& why) {
@@ -113,6 +131,7 @@ void Replica::stop(const std::string& why) {
     stop_ = true;
     stop_reason_ = why;
   }
+  fault_point("stop.intended");
   signal_event(cancel_);
   signal_event(wake_);
 }
@@ -239,19 +258,34 @@ void Replica::live() {
 }
 
 void Replica::start() {
+  fault_point("replica.asked");
   std::optional<UsableCheckpoint> checkpoint;
   if (plan_.checkpoint.enabled)
     checkpoint = services_.checkpoints.find(
-        plan_.fingerprint, [&](const std::string& why, std::optional<Outcome> outcome) {
-          note("replica.fallback", "a checkpoint is not used: " + why);
-          std::scoped_lock lock(mutex_);
-          row_.reason = "started cold: a checkpoint is not used: " + why;
-          if (outcome) row_.outcome = name(*outcome);
-        });
+        plan_.fingerprint,
+        [&](const std::string& why, std::optional<Outcome> outcome) { pass_over(why, outcome); });
+  if (checkpoint) fault_point("restore.found");
+  if (plan_.checkpoint.enabled && !checkpoint &&
+      !services_.checkpoints.exists_for(plan_.fingerprint))
+    if (auto why = services_.checkpoints.of_another_host(plan_))
+      pass_over(*why, Outcome::kHostIncompatible);
   if (checkpoint && try_restore(*checkpoint)) return;
   if (stop_asked()) return;
   start_cold();
   warm_up();
+}
+
+// A checkpoint that would do for this pod is not used.
+void Replica::pass_over(const std::string& why, std::optional<Outcome> outcome) {
+  services_.database.append_event(
+      {.type = "replica.fallback",
+       .pod = row_.pod,
+       .replica = row_.id,
+       .message = "a checkpoint is not used: " + why,
+       .data = outcome ? nlohmann::json{{"outcome", name(*outcome)}} : nlohmann::json::object()});
+  std::scoped_lock lock(mutex_);
+  row_.reason = "started cold: a checkpoint is not used: " + why;
+  if (outcome) row_.outcome = name(*outcome);
 }
 
 void Replica::take_slot() {
@@ -272,7 +306,9 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
   RestoreAttempt attempt;
   try {
     take_slot();
+    fault_point("restore.slot", {{"shim", shim_pid()}, {"container", container_pid()}});
     move(Event::kRestore, "restoring from checkpoint " + checkpoint.row.id);
+    fault_point("restore.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
     attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id, row_.hostname, log_dir(), true);
     add_phases(attempt.phases, "restoring");
     if (attempt.end.phase == RestorePhase::kResumed) {
@@ -281,8 +317,10 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
         row_.pid = attempt.pid;
       }
       move(Event::kResumed, "the processes run again");
+      fault_point("restore.resumed", {{"shim", shim_pid()}, {"container", container_pid()}});
       Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
       validate(attempt, *slot_, plan_, log_dir(), cancel.get());
+      fault_point("restore.validated", {{"shim", shim_pid()}, {"container", container_pid()}});
     }
   } catch (const Error& error) {
     attempt.end.error = error.code();
@@ -316,6 +354,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
 // The one place where a restore becomes a cold start.
 void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
                         const UsableCheckpoint& checkpoint) {
+  fault_point("fallback.begun");
   std::unique_ptr<Slot> slot;
   {
     std::scoped_lock lock(mutex_);
@@ -328,6 +367,7 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
   }
   // Nothing of the attempt may be left for the cold start to find.
   services_.slots.destroy(std::move(slot));
+  fault_point("fallback.cleaned");
   if (state() == State::kPreparing)
     note("replica.fallback", row_.reason);
   else
@@ -337,11 +377,13 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
 
 void Replica::start_cold() {
   take_slot();
+  fault_point("cold.slot", {{"shim", shim_pid()}, {"container", container_pid()}});
   {
     std::scoped_lock lock(mutex_);
     row_.started_from = "cold";
   }
   move(Event::kStartCold, "starting cold");
+  fault_point("cold.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
   nlohmann::json result = slot_->shim->call(
       {{"op", "start-cold"},
        {"spec", runtime::to_json(container_of(plan_, row_.id, row_.hostname, "cold", {}))},
@@ -353,6 +395,7 @@ void Replica::start_cold() {
     row_.pid = result.at("pid");
   }
   move(Event::kStarted, fmt::format("the container runs as process {}", row_.pid));
+  fault_point("cold.runs", {{"shim", shim_pid()}, {"container", container_pid()}});
 }
 
 void Replica::warm_up() {
@@ -372,6 +415,7 @@ void Replica::warm_up() {
     return open_gate("its condition did not hold in time, it serves without a checkpoint: " +
                      outcome.last);
   }
+  fault_point("warm.holds", {{"shim", shim_pid()}, {"container", container_pid()}});
   if (!plan_.checkpoint.enabled || !dump_follows) return open_gate("its condition holds");
   std::string id, failure;
   dump(false, &id, &failure);
@@ -381,10 +425,11 @@ void Replica::warm_up() {
 // Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
 // opens the gate.
 void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure) {
-  auto ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure);
+  auto ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, memory_bytes());
   if (!ticket) return;
   *checkpoint_id = ticket->id;
   move(Event::kDump, "dumping into checkpoint " + ticket->id);
+  fault_point("dump.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
   bool count = true;
   try {
     nlohmann::json result = slot_->shim->call({{"op", "dump"},
@@ -392,6 +437,7 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
                                                {"timeout_us", dump_timeout_us(plan_)},
                                                {"log_level", 2}},
                                               dump_deadline(plan_));
+    fault_point("dump.answered", {{"shim", shim_pid()}, {"container", container_pid()}});
     if (result.value("success", false)) {
       services_.checkpoints.dumped(std::move(*ticket), result);
       return;
@@ -416,6 +462,7 @@ void Replica::open_gate(const std::string& message) {
   if (readable(cancel_.get()))
     throw Error(Code::kCancelled, "serve replica", row_.id, "it is to stop");
   move(Event::kOpen, message);
+  fault_point("gate.ready", {{"shim", shim_pid()}, {"container", container_pid()}});
   services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
 }
 
@@ -481,12 +528,15 @@ void Replica::finish() {
   }
   if (by_wish && alive && at == State::kReady) {
     move(Event::kDrain, why + ": connections finish first");
+    fault_point("stop.draining", {{"shim", shim_pid()}, {"container", container_pid()}});
     services_.gate.drain(row_.id, grace);
   }
   if (by_wish && state() != State::kStopping) move(Event::kStop, why);
+  if (by_wish) fault_point("stop.stopping", {{"shim", shim_pid()}, {"container", container_pid()}});
   if (alive && row_.pid) {
     try {
       slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
+      fault_point("stop.signalled", {{"shim", shim_pid()}, {"container", container_pid()}});
       if (!by_wish || !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
         slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
       wait_readable(slot_->shim->ended_fd(), Deadline::after_ms(5000));
@@ -494,6 +544,7 @@ void Replica::finish() {
       // The slot's destruction kills what is left.
     }
   }
+  fault_point("stop.ended", {{"shim", shim_pid()}, {"container", container_pid()}});
   std::unique_ptr<Slot> slot;
   std::int64_t oom_kills = 0;
   std::string memory_failure;
@@ -533,6 +584,7 @@ void Replica::finish() {
   }
   services_.gate.drop(row_.id);
   services_.slots.destroy(std::move(slot));
+  fault_point("stop.removed");
   move(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
   services_.checkpoints.replica_ended();
 }

@@ -67,6 +67,7 @@ class Replica {
  private:
   void live();
   void start();
+  void pass_over(const std::string& why, std::optional<Outcome> outcome);
   void take_slot();
   bool try_restore(const UsableCheckpoint& checkpoint);
   void fall_back(const RestoreEnd& end, Outcome outcome, const UsableCheckpoint& checkpoint);
@@ -83,6 +84,9 @@ class Replica {
   void save();
   bool stop_asked() const;
   std::string log_dir() const;
+  std::uint64_t memory_bytes() const;
+  int shim_pid() const;       // 0: none
+  int container_pid() const;  // 0: none
 
   Services services_;
   PodPlan plan_;
