@@ -228,9 +228,9 @@ void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outc
     row = database_.checkpoint(checkpoint.row.id);
     if (!row) return;
     if (outcome == Outcome::kRestored) {
+      // Failures are forgotten when it has lived for a while, see lived().
       ++row->restores;
       row->updated_us = wall_us();  // when it was last used: what make_room goes by
-      row->failures_in_a_row = 0;
     } else {
       if (outcome == Outcome::kRefused || outcome == Outcome::kAppFailed) ++row->failures_in_a_row;
       row->updated_us = wall_us();
@@ -257,6 +257,20 @@ void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outc
         set_status(row->id, "restore_failed", reason);
       break;
   }
+}
+
+void Checkpoints::lived(const std::string& id) {
+  database_.transaction([&] {
+    auto row = database_.checkpoint(id);
+    if (!row || row->failures_in_a_row == 0) return;
+    row->failures_in_a_row = 0;
+    database_.put_checkpoint(*row);
+  });
+}
+
+void Checkpoints::forget_pod(const std::string& pod) {
+  for (const auto& row : database_.checkpoints(pod))
+    if (row.status != "deleted") set_status(row.id, "deleted", "");
 }
 
 void Checkpoints::remove(const std::string& id, const std::string& reason) {

@@ -73,6 +73,10 @@ class Checkpoints {
 
   void restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
                      const std::string& reason);
+  // A replica that was restored from it has lived on: failures before it were chance.
+  void lived(const std::string& id);
+  // Of a pod that goes: within the caller's transaction. Files go with replica_ended().
+  void forget_pod(const std::string& pod);
   // Never offered again; its files go when no replica uses them.
   void remove(const std::string& id, const std::string& reason = {});
   StoreSize store_size();

@@ -103,6 +103,7 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
               spec.resources.memory,
               spec.resources.pids,
               spec.resources.gpu,
+              spec.checkpoint.before_checkpoint,
               spec.checkpoint.when ? condition_digest(*spec.checkpoint.when) : json()};
   return sha256_hex(all.dump());
 }

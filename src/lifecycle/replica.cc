@@ -19,6 +19,8 @@ namespace {
 constexpr std::int64_t kDumpBaseUs = 60'000'000;
 // A start that still faulted this often adds to the record of its checkpoint.
 constexpr std::size_t kWorthLearning = 8;
+// A restored program that dies this soon after it was ready died of the restore.
+constexpr std::int64_t kSettledUs = 10'000'000;
 
 std::int64_t dump_timeout_us(const PodPlan& plan) {
   return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
@@ -432,6 +434,11 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
   fault_point("dump.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
   bool count = true;
   try {
+    Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
+    if (auto why = run_hook(*slot_, "before_checkpoint", plan_.spec.checkpoint.before_checkpoint,
+                            cancel.get()))
+      throw Error(Code::kInvalid, "checkpoint replica", row_.id, *why,
+                  "look at what the program says, or leave it out");
     nlohmann::json result = slot_->shim->call({{"op", "dump"},
                                                {"directory", ticket->directory},
                                                {"timeout_us", dump_timeout_us(plan_)},
@@ -467,9 +474,18 @@ void Replica::open_gate(const std::string& message) {
 }
 
 void Replica::serve() {
+  // Of a restored one it is to be seen whether it lives on.
+  bool on_trial = !adopted_ && row_.started_from != "cold";
+  Deadline trial = on_trial ? Deadline::after_us(kSettledUs) : Deadline::never();
   for (;;) {
     pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
-    if (::poll(fds, 2, -1) < 0 && errno != EINTR) throw_errno("poll", "replica");
+    int count = ::poll(fds, 2, trial.poll_ms());
+    if (count < 0 && errno != EINTR) throw_errno("poll", "replica");
+    if (count == 0) {
+      services_.checkpoints.lived(row_.started_from);
+      trial = Deadline::never();
+      continue;
+    }
     if (fds[1].revents) return;
     if (!fds[0].revents) continue;
     clear_event(wake_);
@@ -548,6 +564,7 @@ void Replica::finish() {
   std::unique_ptr<Slot> slot;
   std::int64_t oom_kills = 0;
   std::string memory_failure;
+  UsableCheckpoint died_of;  // the checkpoint to blame; without an id: none
   if (slot_) {
     try {
       nlohmann::json status = slot_->shim->call({{"op", "status"}}, Deadline::after_ms(2000));
@@ -573,6 +590,13 @@ void Replica::finish() {
         row_.reason = "it ran out of memory and was killed; raise resources.memory";
     }
     if (by_wish) row_.reason = why;
+    if (!by_wish && at == State::kReady && row_.exit_code && oom_kills == 0 &&
+        row_.started_from != "cold" && wall_us() - row_.ready_us < kSettledUs) {
+      died_of.row.id = row_.started_from;
+      row_.outcome = name(Outcome::kAppFailed);
+      row_.reason = fmt::format("it died {} ms after it was restored: {}",
+                                (wall_us() - row_.ready_us) / 1000, row_.reason);
+    }
     slot = std::move(slot_);
     row_.slot.clear();
     row_.pid = 0;
@@ -582,6 +606,8 @@ void Replica::finish() {
       command_done_.notify_all();
     }
   }
+  if (!died_of.row.id.empty())
+    services_.checkpoints.restore_ended(died_of, Outcome::kAppFailed, row_.reason);
   services_.gate.drop(row_.id);
   services_.slots.destroy(std::move(slot));
   fault_point("stop.removed");

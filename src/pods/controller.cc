@@ -582,12 +582,12 @@ void Controller::remove(const std::string& name, bool force) {
   impl.pods.erase(name);
   impl.database.transaction([&] {
     impl.database.remove_pod(name);
+    impl.checkpoints.forget_pod(name);
     impl.database.append_event({.type = "pod.removed", .pod = name, .message = "removed"});
   });
   lock.unlock();
   fault_point("pod.removed");
-  for (const auto& row : impl.database.checkpoints(name))
-    if (row.status != "deleted") impl.checkpoints.remove(row.id);
+  impl.checkpoints.replica_ended();
 }
 
 std::vector<state::ReplicaRow> Controller::replicas(const std::string& pod, bool all) {

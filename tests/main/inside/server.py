@@ -9,6 +9,7 @@ Before that it does what AT_START names: the same, and landlock (opens a ruleset
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import stat
@@ -206,6 +207,11 @@ def answer(connection, peer):
                     "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(), "argv": sys.argv}  # fmt: skip
         elif words[0] == "view":
             body = view()
+        elif words[0] == "draw":
+            body = {"number": random.getrandbits(64)}
+        elif words[0] == "reseed":
+            random.seed(os.urandom(32))
+            note("reseeded")
         elif words[0] == "warm":
             status = "200 OK" if os.path.exists(CTL + "/go") else "503 Not Yet"
         elif words[0] == "print":
