@@ -42,6 +42,7 @@ test: setup all rootfs ## build, then run every test (TESTS=regex: only those)
 
 torture: setup all rootfs ## kill everything at every step, and check that nothing is lost (STEPS="word …": only those)
 	@THAW_BINARY=$(CURDIR)/$(release)/thaw PYTHONPATH=tests/lib /usr/bin/python3 -B tests/torture/kill_anywhere.py $(STEPS)
+	@$(if $(STEPS),:,THAW_BINARY=$(CURDIR)/$(release)/thaw PYTHONPATH=tests/lib /usr/bin/python3 -B tests/torture/intents.py)
 
 unit: all ## build, then run the unit tests only
 	@ctest --test-dir $(release) -L '^unit$$' -j$(JOBS) $(if $(TESTS),-R '$(TESTS)')

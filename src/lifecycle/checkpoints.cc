@@ -42,14 +42,16 @@ Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Sl
   worker_ = std::thread([this] { work_loop(); });
 }
 
-Checkpoints::~Checkpoints() {
+Checkpoints::~Checkpoints() { close(); }
+
+void Checkpoints::close() {
   {
     std::scoped_lock lock(mutex_);
     closing_ = true;
     signal_event(closing_event_);
     changed_.notify_all();
   }
-  worker_.join();
+  if (worker_.joinable()) worker_.join();
 }
 
 void Checkpoints::set_status(const std::string& id, const std::string& status,

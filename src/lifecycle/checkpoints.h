@@ -47,7 +47,10 @@ class Checkpoints {
  public:
   Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
               nlohmann::json host);
-  ~Checkpoints();  // the job in hand is given up; the next daemon takes it up again
+  ~Checkpoints();
+  // The job in hand is given up, the next daemon takes it up again. Before the slots are closed: a
+  // proof takes one.
+  void close();
 
   // The newest available one that fits and whose files are right. One found broken is marked and
   // the next is looked at; `note` gets the reason, and what a restore would have ended as; nullopt

@@ -139,10 +139,15 @@ void Replica::stop(const std::string& why) {
 }
 
 void Replica::detach() {
+  bool half;
   {
     std::scoped_lock lock(mutex_);
-    detach_ = true;
+    half = state_ == State::kPreparing || state_ == State::kStarting ||
+           state_ == State::kRestoring || state_ == State::kValidating;
+    if (!half) detach_ = true;
   }
+  // The next daemon cannot go on with one that is half started: it would look like a crash.
+  if (half) return stop("the daemon ends");
   signal_event(cancel_);
   signal_event(wake_);
 }
@@ -347,8 +352,8 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
     log::warn("CRIU's log of the failed restore ends so",
               {{"replica", row_.id}, {"checkpoint", checkpoint.row.id}, {"log", attempt.log_tail}});
   if (outcome == Outcome::kOutOfMemory)
-    throw Error(Code::kExhausted, "restore replica", row_.id, "it ran out of memory",
-                "raise resources.memory");
+    throw Error(Code::kExhausted, "restore replica", row_.id,
+                "it ran out of memory (" + attempt.end.reason + ")", "raise resources.memory");
   fall_back(attempt.end, outcome, checkpoint);
   return false;
 }

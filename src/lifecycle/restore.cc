@@ -135,8 +135,8 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
     }
   }
   end.exit = slot.shim->exit_status();
+  end.oom_kills = oom_kills(slot);
   if (end.exit) {
-    end.oom_kills = oom_kills(slot);
     end.reason = "the restored program ended before it was ready: " + end.exit->text();
   } else if (slot.shim->lost()) {
     end.error = Code::kUnavailable;

@@ -408,6 +408,7 @@ void Controller::shutdown(bool stop_replicas) {
       replica->detach();
   }
   impl.replicas.clear();
+  impl.checkpoints.close();
   impl.slots.close();
   // With no replica left nothing needs the host's side of the network; the next daemon makes it
   // anew.

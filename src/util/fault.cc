@@ -60,10 +60,11 @@ void fault_point(FaultName name, std::initializer_list<Victim> victims) {
     if (mark < 0) return;
     ::close(mark);
   }
+  if (!hold) return kill_and_wait(pid);
   struct stat info;
-  // A test's own doing: it looks again and again, since a file that goes tells nobody for sure.
-  while (hold && ::stat(fault.mark.c_str(), &info) == 0) ::usleep(2000);
-  if (!hold) kill_and_wait(pid);
+  // Only a test waits here, so it may look again and again.
+  std::string go = fault.mark + ".go";
+  while (::stat(go.c_str(), &info) != 0) ::usleep(2000);
 }
 
 }  // namespace thaw

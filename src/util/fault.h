@@ -5,7 +5,7 @@
 //   process
 //                             that comes to the step) or one that the step knows: shim, daemon,
 //                             criu, runc, container. `hold` kills nobody: the step waits until the
-//                             mark is removed.
+//                             file MARK.go appears.
 //   THAW_FAULT_MARK=FILE      made when the step is reached; the step acts only while it is absent,
 //                             so once. Without it every time.
 #pragma once

@@ -55,6 +55,14 @@ def leave_when_restored():
     os._exit(3)
 
 
+def busy_when_restored(mib):
+    while not os.path.exists("/run/thaw/restored"):
+        time.sleep(0.01)
+    for _ in range(mib):
+        held.append(os.urandom(1 << 20))
+    note("busy")
+
+
 def act(words):
     for word in words.split():
         name, _, value = word.partition(":")
@@ -79,6 +87,8 @@ def act(words):
             ruleset = ctypes.CDLL(None, use_errno=True).syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0)
             note("landlock", descriptor=ruleset, error=ctypes.get_errno())
             held.append(ruleset)
+        elif name == "busy-when-restored":
+            threading.Thread(target=busy_when_restored, args=(int(value),), daemon=True).start()
         elif name == "leave-when-restored":
             threading.Thread(target=leave_when_restored, daemon=True).start()
         else:
