@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup setup-build rootfs test unit demo bench fmt lint asan install clean help
+.PHONY: all setup setup-build rootfs test torture fuzz unit demo bench fmt lint asan install clean help
 
 all: setup-build ## build into build/release (the default)
 	@test -e $(release)/build.ninja || cmake --preset release
@@ -39,6 +39,13 @@ test: setup all rootfs ## build, then run every test (TESTS=regex: only those)
 	  ctest --test-dir $(release) -LE '^unit$$' $(if $(TESTS),-R '$(TESTS)') || status=1; \
 	fi; \
 	exit $$status
+
+torture: setup all rootfs ## kill everything at every step, and check that nothing is lost (STEPS="word …": only those)
+	@THAW_BINARY=$(CURDIR)/$(release)/thaw PYTHONPATH=tests/lib /usr/bin/python3 -B tests/torture/kill_anywhere.py $(STEPS)
+	@$(if $(STEPS),:,THAW_BINARY=$(CURDIR)/$(release)/thaw PYTHONPATH=tests/lib /usr/bin/python3 -B tests/torture/intents.py)
+
+fuzz: setup-build ## fuzz the parsers, SECONDS each (default 60)
+	@scripts/fuzz --seconds $(or $(SECONDS),60)
 
 unit: all ## build, then run the unit tests only
 	@ctest --test-dir $(release) -L '^unit$$' -j$(JOBS) $(if $(TESTS),-R '$(TESTS)')

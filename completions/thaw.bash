@@ -9,7 +9,7 @@ _thaw() {
       return
     fi
     case "$node ${COMP_WORDS[i]}" in
-    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
+    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
     esac
   done
   case "$node $prev" in
@@ -21,6 +21,7 @@ _thaw() {
     'thaw daemon --runtime') kind=files ;;
     'thaw daemon --criu') kind=directories ;;
     'thaw daemon --slots') kind=nothing ;;
+    'thaw daemon --checkpoint-quota') kind=nothing ;;
     'thaw daemon --host') kind=nothing ;;
     'thaw deploy --name') kind=nothing ;;
     'thaw deploy --image') kind=files ;;
@@ -59,12 +60,14 @@ _thaw() {
     'thaw events --pod') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw events --after') kind=nothing ;;
     'thaw events --host') kind=nothing ;;
+    'thaw trace --host') kind=nothing ;;
     'thaw checkpoint --host') kind=nothing ;;
     'thaw checkpoint ls --pod') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw checkpoint ls --host') kind=nothing ;;
     'thaw checkpoint create --host') kind=nothing ;;
     'thaw checkpoint inspect --host') kind=nothing ;;
     'thaw checkpoint rm --host') kind=nothing ;;
+    'thaw checkpoint retry --host') kind=nothing ;;
     'thaw image --host') kind=nothing ;;
     'thaw image ls --host') kind=nothing ;;
     'thaw image import --host') kind=nothing ;;
@@ -79,8 +82,8 @@ _thaw() {
   esac
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
-    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events checkpoint image doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --stop-replicas-on-exit --host -h --help' ;;
+    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events trace checkpoint image doctor version schema completion --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --checkpoint-quota --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw ps') offers='-a --all --json -q --quiet --host -h --help' ;;
@@ -90,11 +93,13 @@ _thaw() {
     'thaw stop') offers='--host -h --help' ;;
     'thaw rm') offers='-f --force --host -h --help' ;;
     'thaw events') offers='-f --follow --pod --after --json --host -h --help' ;;
-    'thaw checkpoint') offers='ls create inspect rm --host -h --help' ;;
+    'thaw trace') offers='--chrome --host -h --help' ;;
+    'thaw checkpoint') offers='ls create inspect rm retry --host -h --help' ;;
     'thaw checkpoint ls') offers='--json -q --quiet --pod --host -h --help' ;;
     'thaw checkpoint create') offers='--json --host -h --help' ;;
     'thaw checkpoint inspect') offers='--host -h --help' ;;
     'thaw checkpoint rm') offers='--host -h --help' ;;
+    'thaw checkpoint retry') offers='--host -h --help' ;;
     'thaw image') offers='ls import rm --host -h --help' ;;
     'thaw image ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw image import') offers='--json --host -h --help' ;;
@@ -113,9 +118,11 @@ _thaw() {
     'thaw scale') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw stop') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw rm') values=$(thaw ls -q 2>/dev/null) ;;
+    'thaw trace') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;
     'thaw checkpoint create') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw checkpoint inspect') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
     'thaw checkpoint rm') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
+    'thaw checkpoint retry') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw image import') kind=files ;;
     'thaw image rm') values=$(thaw image ls -q 2>/dev/null) ;;
     'thaw completion') values='bash zsh fish' ;;

@@ -3,7 +3,7 @@ function __thaw_at
     set -l node thaw
     for word in (commandline -opc)[2..]
         switch "$node $word"
-            case 'thaw daemon' 'thaw deploy' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint rm' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
+            case 'thaw daemon' 'thaw deploy' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
                 set node "$node $word"
         end
     end
@@ -20,6 +20,7 @@ complete -c thaw -n '__thaw_at "thaw"' -a scale -d 'Set how many replicas of a p
 complete -c thaw -n '__thaw_at "thaw"' -a stop -d 'Stop all replicas of a pod, or one replica'
 complete -c thaw -n '__thaw_at "thaw"' -a rm -d 'Remove pods'
 complete -c thaw -n '__thaw_at "thaw"' -a events -d 'Show what happened'
+complete -c thaw -n '__thaw_at "thaw"' -a trace -d 'Show where the time of a replica'\''s start went'
 complete -c thaw -n '__thaw_at "thaw"' -a checkpoint -d 'List, create, inspect and remove checkpoints'
 complete -c thaw -n '__thaw_at "thaw"' -a image -d 'List, import and remove images'
 complete -c thaw -n '__thaw_at "thaw"' -a doctor -d 'Check what this host can do, and say what to do about the rest'
@@ -35,6 +36,7 @@ complete -c thaw -n '__thaw_at "thaw daemon"' -l log-format -x -a 'text json' -d
 complete -c thaw -n '__thaw_at "thaw daemon"' -l runtime -r -F -d 'The OCI runtime for cold starts (runc)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l criu -r -F -d 'Where CRIU is installed (found by itself)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l slots -x -d 'Slots prepared ahead (2)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-quota -x -d 'What all checkpoints may take on disk; those not used for longest go first (no limit but the disk)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l stop-replicas-on-exit -d 'Stop all replicas when the daemon ends'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw daemon"' -s h -l help -d 'Show help'
@@ -104,10 +106,15 @@ complete -c thaw -n '__thaw_at "thaw events"' -l after -x -d 'Only events after 
 complete -c thaw -n '__thaw_at "thaw events"' -l json -d 'Print a JSON array; with -f one object a line'
 complete -c thaw -n '__thaw_at "thaw events"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw events"' -s h -l help -d 'Show help'
+complete -c thaw -n '__thaw_at "thaw trace"' -l chrome -d 'Print Chrome'\''s trace format, for about:tracing or ui.perfetto.dev'
+complete -c thaw -n '__thaw_at "thaw trace"' -l host -x -d 'The daemon to talk to'
+complete -c thaw -n '__thaw_at "thaw trace"' -s h -l help -d 'Show help'
+complete -c thaw -n '__thaw_at "thaw trace"' -a '(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null)'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a ls -d 'List checkpoints, newest first'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a create -d 'Checkpoint a ready replica of a pod now'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a inspect -d 'Show a checkpoint and its manifest as JSON'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a rm -d 'Remove checkpoints'
+complete -c thaw -n '__thaw_at "thaw checkpoint"' -a retry -d 'Forget failed dumps and restores of a pod'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -s h -l help -d 'Show help'
 complete -c thaw -n '__thaw_at "thaw checkpoint ls"' -l json -d 'Print the API'\''s JSON array'
@@ -125,6 +132,9 @@ complete -c thaw -n '__thaw_at "thaw checkpoint inspect"' -a '(thaw checkpoint l
 complete -c thaw -n '__thaw_at "thaw checkpoint rm"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw checkpoint rm"' -s h -l help -d 'Show help'
 complete -c thaw -n '__thaw_at "thaw checkpoint rm"' -a '(thaw checkpoint ls -q 2>/dev/null)'
+complete -c thaw -n '__thaw_at "thaw checkpoint retry"' -l host -x -d 'The daemon to talk to'
+complete -c thaw -n '__thaw_at "thaw checkpoint retry"' -s h -l help -d 'Show help'
+complete -c thaw -n '__thaw_at "thaw checkpoint retry"' -a '(thaw ls -q 2>/dev/null)'
 complete -c thaw -n '__thaw_at "thaw image"' -a ls -d 'List imported images'
 complete -c thaw -n '__thaw_at "thaw image"' -a import -d 'Import an image into the store'
 complete -c thaw -n '__thaw_at "thaw image"' -a rm -d 'Remove images'

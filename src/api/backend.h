@@ -36,6 +36,7 @@ class Backend {
   virtual nlohmann::json inspect_checkpoint(const std::string& id) = 0;
   virtual state::CheckpointRow create_checkpoint(const std::string& pod) = 0;
   virtual void remove_checkpoint(const std::string& id) = 0;
+  virtual pods::PodView retry_checkpoint(const std::string& pod) = 0;
 
   virtual state::ImageRow import_image(const std::string& reference,
                                        const std::function<void(const std::string&)>& progress) = 0;
@@ -43,6 +44,7 @@ class Backend {
   virtual void remove_image(const std::string& id) = 0;
 
   virtual std::vector<pods::CheckResult> doctor() = 0;
+  virtual std::string metrics() = 0;
 
   // As in state/database.h.
   virtual std::vector<state::EventRow> events(std::int64_t after, int limit,

@@ -44,6 +44,9 @@ class ControllerBackend final : public Backend {
     return controller_.create_checkpoint(pod);
   }
   void remove_checkpoint(const std::string& id) override { controller_.remove_checkpoint(id); }
+  pods::PodView retry_checkpoint(const std::string& pod) override {
+    return controller_.retry_checkpoint(pod);
+  }
 
   state::ImageRow import_image(const std::string& reference,
                                const std::function<void(const std::string&)>& progress) override {
@@ -53,6 +56,7 @@ class ControllerBackend final : public Backend {
   void remove_image(const std::string& id) override { controller_.remove_image(id); }
 
   std::vector<pods::CheckResult> doctor() override { return controller_.doctor(); }
+  std::string metrics() override { return controller_.metrics(); }
 
   std::vector<state::EventRow> events(std::int64_t after, int limit,
                                       const std::string& pod) override {

@@ -131,6 +131,16 @@ void remove_checkpoint(Exchange& exchange) {
   exchange.reply(200, {{"removed", id}});
 }
 
+void retry_checkpoint(Exchange& exchange) {
+  exchange.reply(200, to_json(exchange.backend().retry_checkpoint(exchange.path("name"))));
+}
+
+void get_metrics(Exchange& exchange) {
+  std::string text = exchange.backend().metrics();
+  exchange.begin(200, "text/plain; version=0.0.4; charset=utf-8");
+  exchange.write(text);
+}
+
 void import_image(Exchange& exchange) {
   json body = exchange.body_object({"reference"});
   if (!body.contains("reference") || !body["reference"].is_string() ||

@@ -20,6 +20,8 @@ void stop_replica(Exchange& exchange);
 void list_checkpoints(Exchange& exchange);
 void get_checkpoint(Exchange& exchange);
 void remove_checkpoint(Exchange& exchange);
+void retry_checkpoint(Exchange& exchange);
+void get_metrics(Exchange& exchange);
 void import_image(Exchange& exchange);
 void list_images(Exchange& exchange);
 void remove_image(Exchange& exchange);

@@ -47,6 +47,11 @@ constexpr Code kCodes[] = {Code::kInvalid,     Code::kNotFound, Code::kConflict,
 }  // namespace
 
 json to_json(const pods::PodView& pod) {
+  json backoff;
+  if (pod.dump_failures) {
+    backoff = {{"failures", pod.dump_failures}, {"reason", text_or_null(pod.dump_failure)}};
+    put_time(backoff, "until", pod.dump_pause_until_us);
+  }
   json object{{"name", pod.row.name},
               {"version", pod.row.version},
               {"stopped", pod.row.stopped},
@@ -59,7 +64,8 @@ json to_json(const pods::PodView& pod) {
                {{"enabled", pod.spec.checkpoint.enabled},
                 {"effective", pod.checkpoint_effective},
                 {"reason", text_or_null(pod.checkpoint_reason)},
-                {"id", text_or_null(pod.checkpoint)}}},
+                {"id", text_or_null(pod.checkpoint)},
+                {"backoff", backoff}}},
               {"connections", {{"held", pod.held}, {"active", pod.active}}},
               {"program", pod.row.program},
               {"spec", pods::to_json(pod.spec)}};

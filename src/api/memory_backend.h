@@ -135,6 +135,7 @@ class MemoryBackend final : public Backend {
     return checkpoint_;
   }
   void remove_checkpoint(const std::string& id) override { checkpoint(id); }
+  pods::PodView retry_checkpoint(const std::string& name) override { return pod(name); }
   state::ImageRow import_image(const std::string& reference,
                                const std::function<void(const std::string&)>& progress) override {
     if (reference == "bad") throw Error(Code::kInvalid, "import", reference, "no transport", "");
@@ -148,6 +149,7 @@ class MemoryBackend final : public Backend {
   std::vector<pods::CheckResult> doctor() override {
     return {{"kernel", pods::CheckResult::Status::kPass, "6.1", ""}};
   }
+  std::string metrics() override { return "thaw_store_bytes 0\n"; }
   std::vector<state::EventRow> events(std::int64_t after, int limit,
                                       const std::string& pod) override {
     std::lock_guard lock(mutex_);

@@ -97,6 +97,7 @@ const std::vector<Route>& routes() {
   static const std::vector<Route> table = {
       {"GET", "/v1/version", {}, Body::kNone, get_version},
       {"GET", "/v1/doctor", {}, Body::kNone, get_doctor},
+      {"GET", "/metrics", {}, Body::kNone, get_metrics},
       {"POST", "/v1/pods", {"dry_run"}, Body::kSpec, deploy_pod},
       {"GET", "/v1/pods", {}, Body::kNone, list_pods},
       {"GET", "/v1/pods/{name}", {}, Body::kNone, get_pod},
@@ -104,6 +105,7 @@ const std::vector<Route>& routes() {
       {"POST", "/v1/pods/{name}/scale", {}, Body::kJson, scale_pod},
       {"POST", "/v1/pods/{name}/stop", {}, Body::kNone, stop_pod},
       {"POST", "/v1/pods/{name}/checkpoint", {}, Body::kNone, create_checkpoint},
+      {"POST", "/v1/pods/{name}/checkpoint/retry", {}, Body::kNone, retry_checkpoint},
       {"GET", "/v1/replicas", {"pod", "all"}, Body::kNone, list_replicas},
       {"GET", "/v1/replicas/{id}", {}, Body::kNone, get_replica},
       {"POST", "/v1/replicas/{id}/stop", {}, Body::kNone, stop_replica},

@@ -12,6 +12,7 @@
 
 #include "store/tree.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/fd.h"
 #include "util/file.h"
 
@@ -132,6 +133,7 @@ void seal(Manifest& manifest, const std::string& directory, const std::string& k
   for (const std::string& name : names_in(directory))
     if (name != "images" && name != "manifest.json")
       manifest.trees[name] = store::digest_tree(directory + "/" + name);
+  fault_point("seal.hashed");
   write_signed(directory + "/manifest.json", to_json(manifest), key);
 }
 

@@ -87,8 +87,18 @@ Command checkpoint_command() {
   rm.positionals = {{"ID", &options->ids, "Ids or their beginnings", true, "@checkpoint"}};
   rm.run = [options](Context& context) { return remove(context, *options); };
 
+  Command retry{"retry", "Forget failed dumps and restores of a pod",
+                "A dump that failed is tried again after a minute, two, four, up to six hours; "
+                "this ends the waiting. A new version of the pod does the same."};
+  retry.positionals = {{"POD", &options->pod, "The pod", true, "@pod"}};
+  retry.run = [options](Context& context) {
+    auto pod = context.client().post("/v1/pods/" + api::encode(options->pod) + "/checkpoint/retry");
+    print_line(pod.at("name").get<std::string>());
+    return static_cast<int>(kOk);
+  };
+
   Command command{"checkpoint", "List, create, inspect and remove checkpoints", ""};
-  command.commands = {ls, create_command, inspect, rm};
+  command.commands = {ls, create_command, inspect, rm, retry};
   return command;
 }
 

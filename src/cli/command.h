@@ -67,5 +67,7 @@ Command version_command();
 Command schema_command();
 Command completion_command();
 Command docs_command();
+Command debug_command();
+Command trace_command();
 
 }  // namespace thaw::cli

@@ -14,6 +14,7 @@
 #include "pods/controller.h"
 #include "util/file.h"
 #include "util/log.h"
+#include "util/units.h"
 #include "util/version.h"
 
 namespace thaw::cli {
@@ -22,7 +23,7 @@ namespace {
 struct DaemonOptions {
   lifecycle::Settings settings;
   std::vector<std::string> listen;
-  std::string log_level = "info", log_format = "text", slots;
+  std::string log_level = "info", log_format = "text", slots, quota;
   bool stop_replicas = false;
 };
 
@@ -84,6 +85,13 @@ int daemon(DaemonOptions& options) {
   options.settings.data_dir = absolute_path(options.settings.data_dir);
   if (!options.slots.empty())
     options.settings.slots = static_cast<int>(number(options.slots, "--slots", 0, 1000));
+  if (!options.quota.empty()) {
+    auto bytes = parse_bytes(options.quota);
+    if (!bytes)
+      throw Error(Code::kInvalid, "use --checkpoint-quota", options.quota, "it is no size",
+                  "give one such as 20GiB");
+    options.settings.checkpoint_quota = *bytes;
+  }
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
   if (listen.empty())
@@ -151,6 +159,9 @@ Command daemon_command() {
       {"--criu", "DIR", &options->settings.criu_home, "Where CRIU is installed (found by itself)",
        "@directory"},
       {"--slots", "N", &options->slots, "Slots prepared ahead (2)"},
+      {"--checkpoint-quota", "SIZE", &options->quota,
+       "What all checkpoints may take on disk; those not used for longest go first (no limit but "
+       "the disk)"},
       {"--stop-replicas-on-exit", "", &options->stop_replicas,
        "Stop all replicas when the daemon ends"}};
   command.run = [options](Context&) { return daemon(*options); };

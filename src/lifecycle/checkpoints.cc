@@ -1,8 +1,13 @@
 #include "lifecycle/checkpoints.h"
 
+#include <sys/statvfs.h>
+
+#include <sstream>
+
 #include "checkpoint/page_service.h"
 #include "lifecycle/restore.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/log.h"
 
@@ -15,6 +20,8 @@ constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
 Deadline collect_deadline() { return Deadline::after_ms(10 * 60'000); }
 constexpr std::uint64_t kMostServing = 32 << 20;  // bytes
 constexpr std::size_t kMostRanges = 4000;         // they travel in one message to the shim
+// Left on the disk for the database, logs and what the replicas write themselves.
+constexpr std::uint64_t kReserve = 256u << 20;
 
 bool one_of(const std::string& status, std::initializer_list<const char*> list) {
   return std::any_of(list.begin(), list.end(), [&](const char* name) { return status == name; });
@@ -33,18 +40,22 @@ Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Sl
       key_(checkpoint::load_mac_key(settings.data_dir)),
       verifier_(key_),
       closing_event_(Fd::event()) {
+  // In the manifest, to tell which feature is missing elsewhere; not in the fingerprint.
+  host_["features"] = cpu_features();
   make_directories(settings_.data_dir + "/checkpoints", 0700);
   worker_ = std::thread([this] { work_loop(); });
 }
 
-Checkpoints::~Checkpoints() {
+Checkpoints::~Checkpoints() { close(); }
+
+void Checkpoints::close() {
   {
     std::scoped_lock lock(mutex_);
     closing_ = true;
     signal_event(closing_event_);
     changed_.notify_all();
   }
-  worker_.join();
+  if (worker_.joinable()) worker_.join();
 }
 
 void Checkpoints::set_status(const std::string& id, const std::string& status,
@@ -167,7 +178,7 @@ std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint
 }
 
 std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::string& replica,
-                                             bool forced, std::string* why) {
+                                             bool forced, std::string* why, std::uint64_t bytes) {
   auto refuse = [&](const std::string& reason) {
     if (why) *why = reason;
     return std::nullopt;
@@ -179,6 +190,7 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
     return refuse(
         fmt::format("{} dumps of this version failed in a row, the next is tried in {} s: {}",
                     pause->failures, (pause->until_us - wall_us()) / 1'000'000, pause->reason));
+  if (std::string full; !make_room(bytes, "", &full)) return refuse(full);
   auto token = database_.acquire_lease("dump-" + plan.fingerprint, replica, kLeaseUs);
   if (!token) return refuse("another replica of this version is being dumped");
   DumpTicket ticket;
@@ -205,6 +217,7 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
                           .replica = replica,
                           .checkpoint = row.id,
                           .message = "checkpoint " + row.id + " is being made"});
+  fault_point("dump.leased");
   return ticket;
 }
 
@@ -222,18 +235,24 @@ bool Checkpoints::wait_collected(const std::string& id, Deadline deadline) {
                            [&] { return closing_ || !to_collect_.contains(id); });
 }
 
+void Checkpoints::back_off(const std::string& fingerprint, const std::string& reason) {
+  auto row = database_.backoff(fingerprint).value_or(state::Database::BackoffRow{});
+  ++row.failures;
+  row.reason = reason;
+  row.until_us =
+      wall_us() + std::min(kLongestBackoffUs, kFirstBackoffUs << std::min(row.failures - 1, 20));
+  database_.put_backoff(fingerprint, row);
+}
+
 void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reason, bool count) {
-  set_status(ticket.id, "failed", reason);
+  // Together: who sees that it has failed sees when the next is tried, and a daemon that dies here
+  // has written all of it or nothing.
+  database_.transaction([&] {
+    set_status(ticket.id, "failed", reason);
+    if (count) back_off(ticket.plan.fingerprint, reason);
+    database_.release_lease("dump-" + ticket.plan.fingerprint, ticket.token);
+  });
   done_with(ticket.id);
-  if (count) {
-    auto row = database_.backoff(ticket.plan.fingerprint).value_or(state::Database::BackoffRow{});
-    ++row.failures;
-    row.reason = reason;
-    row.until_us =
-        wall_us() + std::min(kLongestBackoffUs, kFirstBackoffUs << std::min(row.failures - 1, 20));
-    database_.put_backoff(ticket.plan.fingerprint, row);
-  }
-  database_.release_lease("dump-" + ticket.plan.fingerprint, ticket.token);
 }
 
 void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
@@ -243,8 +262,9 @@ void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outc
     row = database_.checkpoint(checkpoint.row.id);
     if (!row) return;
     if (outcome == Outcome::kRestored) {
+      // Failures are forgotten when it has lived for a while, see lived().
       ++row->restores;
-      row->failures_in_a_row = 0;
+      row->updated_us = wall_us();  // when it was last used: what make_room goes by
     } else {
       if (outcome == Outcome::kRefused || outcome == Outcome::kAppFailed) ++row->failures_in_a_row;
       row->updated_us = wall_us();
@@ -273,9 +293,106 @@ void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outc
   }
 }
 
-void Checkpoints::remove(const std::string& id) {
-  set_status(id, "deleted", "");
+void Checkpoints::lived(const std::string& id) {
+  database_.transaction([&] {
+    auto row = database_.checkpoint(id);
+    if (!row || row->failures_in_a_row == 0) return;
+    row->failures_in_a_row = 0;
+    database_.put_checkpoint(*row);
+  });
+}
+
+void Checkpoints::forget_pod(const std::string& pod) {
+  for (const auto& row : database_.checkpoints(pod))
+    if (row.status != "deleted") set_status(row.id, "deleted", "");
+}
+
+void Checkpoints::remove(const std::string& id, const std::string& reason) {
+  set_status(id, "deleted", reason);
+  fault_point("checkpoint.deleted");
   replica_ended();
+}
+
+StoreSize Checkpoints::store_size() {
+  StoreSize size;
+  size.quota = settings_.checkpoint_quota;
+  for (const auto& row : database_.checkpoints())
+    if (exists(settings_.checkpoint_dir(row.id))) size.used += row.bytes;
+  struct statvfs info {};
+  if (::statvfs((settings_.data_dir + "/checkpoints").c_str(), &info) == 0)
+    size.free = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
+  return size;
+}
+
+bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::string* why) {
+  for (;;) {
+    StoreSize size = store_size();
+    std::uint64_t over_quota =
+        size.quota && size.used + bytes > size.quota ? size.used + bytes - size.quota : 0;
+    std::uint64_t over_disk = bytes + kReserve > size.free ? bytes + kReserve - size.free : 0;
+    if (!over_quota && !over_disk) return true;
+    std::set<std::string> used{keep};
+    for (const auto& replica : database_.replicas())
+      if (replica.ended_us == 0) used.insert(replica.started_from);
+    std::optional<state::CheckpointRow> oldest;
+    for (const auto& row : database_.checkpoints()) {
+      if (row.status != "available" || used.count(row.id)) continue;
+      {
+        std::scoped_lock lock(mutex_);
+        if (in_work_.count(row.id)) continue;
+      }
+      if (!oldest || row.updated_us < oldest->updated_us) oldest = row;
+    }
+    if (!oldest) {
+      *why = over_quota
+                 ? fmt::format(
+                       "{} more would not fit into the quota of {}, of which {} are in use; "
+                       "raise --checkpoint-quota, or remove checkpoints",
+                       format_bytes(bytes), format_bytes(size.quota), format_bytes(size.used))
+                 : fmt::format(
+                       "{} more would not fit on the disk, which has {} left; make room, "
+                       "or remove checkpoints",
+                       format_bytes(bytes), format_bytes(size.free));
+      return false;
+    }
+    remove(oldest->id, fmt::format("it made room for another: of those that nothing runs from it "
+                                   "was used longest ago ({})",
+                                   format_wall(oldest->updated_us)));
+    if (exists(settings_.checkpoint_dir(oldest->id))) {
+      *why = "the files of checkpoint " + oldest->id + " could not be removed";
+      return false;
+    }
+  }
+}
+
+std::optional<std::string> Checkpoints::of_another_host(const PodPlan& plan) {
+  for (const auto& row : database_.checkpoints(plan.spec.name)) {
+    if (row.status != "available" || row.fingerprint == plan.fingerprint) continue;
+    nlohmann::json manifest =
+        checkpoint::read_signed(settings_.checkpoint_dir(row.id) + "/manifest.json", key_);
+    if (!manifest.is_object() || manifest.value("program", "") != plan.program) continue;
+    const nlohmann::json& theirs = manifest["host"];
+    std::string reasons;
+    auto add = [&](const std::string& text) { reasons += (reasons.empty() ? "" : "; ") + text; };
+    auto compare = [&](const char* key, const char* what) {
+      std::string there = theirs.value(key, ""), here = host_.value(key, "");
+      if (there != here) add(fmt::format("{} is {} here and was {}", what, here, there));
+    };
+    compare("arch", "the architecture");
+    std::istringstream needed(theirs.value("features", "")), present(host_.value("features", ""));
+    std::set<std::string> features{std::istream_iterator<std::string>(present), {}};
+    std::string missing;
+    for (std::string word; needed >> word;)
+      if (!features.count(word)) missing += " " + word;
+    if (!missing.empty()) add("this processor lacks" + missing);
+    compare("cpu", "the processor");
+    compare("kernel", "the kernel");
+    compare("criu", "CRIU");
+    if (reasons.empty()) add("the host's class has changed");
+    return fmt::format("checkpoint {} was made for another host: {}; a new one is made here",
+                       row.id, reasons);
+  }
+  return std::nullopt;
 }
 
 void Checkpoints::replica_ended() {
@@ -359,6 +476,7 @@ void Checkpoints::finish(Job& job) {
   const DumpTicket& ticket = job.ticket;
   const PodPlan& plan = ticket.plan;
   if (!job.result.is_null()) {
+    fault_point("seal.begun");
     if (job.result.value("staged", false)) {
       struct Collected {
         Checkpoints& checkpoints;
@@ -386,6 +504,7 @@ void Checkpoints::finish(Job& job) {
     job.result.at("frozen_us").get_to(manifest.freeze_us);
     job.result.at("total_us").get_to(manifest.dump_us);
     checkpoint::seal(manifest, ticket.directory, key_);
+    fault_point("seal.written");
     if (!database_.lease_holds("dump-" + plan.fingerprint, ticket.token))
       return dump_failed(
           ticket, "the dump took longer than its lease, another replica has taken over", false);
@@ -402,6 +521,9 @@ void Checkpoints::finish(Job& job) {
     });
     if (removed) return dump_failed(ticket, "it was removed while it was being made", false);
     set_status(ticket.id, "sealed", "");
+    if (std::string full; !make_room(0, ticket.id, &full))
+      log::warn("checkpoints take more than they may", {{"checkpoint", ticket.id}, {"why", full}});
+    fault_point("seal.sealed");
     database_.clear_backoff(plan.fingerprint);
     database_.release_lease("dump-" + plan.fingerprint, ticket.token);
   }
@@ -424,11 +546,14 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
       usable = load(database_.checkpoint(id).value());
       Turns::Turn turn = turns_.wait(false);
       slot = slots_.take();
+      fault_point("proof.slot", {{"shim", slot->shim_pid}});
       attempt = attempt_restore(*slot, plan, usable, replica, plan.spec.name + "-proof", log_dir,
                                 Purpose::kProof);
       if (attempt.end.phase == RestorePhase::kResumed) {
+        fault_point("proof.restored", {{"shim", slot->shim_pid}, {"container", attempt.pid}});
         Fd cancel = any_of({closing_event_.get(), slot->shim->ended_fd()});
         validate(attempt, *slot, plan, log_dir, cancel.get());
+        fault_point("proof.validated", {{"shim", slot->shim_pid}, {"container", attempt.pid}});
       }
       if (attempt.end.phase == RestorePhase::kValidated) learn(id, touched_memory(*slot), false);
     } catch (const Error& error) {
@@ -436,6 +561,7 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
       attempt.end.reason = error.what();
     }
     slots_.destroy(std::move(slot));
+    fault_point("proof.cleaned");
     try {
       remove_tree(log_dir);
     } catch (const Error&) {
@@ -452,13 +578,10 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
     if (outcome == Outcome::kRestored) return set_status(id, "available", "");
     if (outcome == Outcome::kCorrupt) break;
   }
-  set_status(id, "failed", fmt::format("its proof failed ({}): {}", name(outcome), reason));
-  auto pause = database_.backoff(plan.fingerprint).value_or(state::Database::BackoffRow{});
-  ++pause.failures;
-  pause.reason = "the proof failed: " + reason;
-  pause.until_us =
-      wall_us() + std::min(kLongestBackoffUs, kFirstBackoffUs << std::min(pause.failures - 1, 20));
-  database_.put_backoff(plan.fingerprint, pause);
+  database_.transaction([&] {
+    set_status(id, "failed", fmt::format("its proof failed ({}): {}", name(outcome), reason));
+    back_off(plan.fingerprint, "the proof failed: " + reason);
+  });
 }
 
 }  // namespace thaw::lifecycle

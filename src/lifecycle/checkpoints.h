@@ -40,23 +40,36 @@ struct DumpTicket {
   std::string replica;
 };
 
+// Bytes of the checkpoints on disk, what they may take (0: no limit), and what their file system
+// has left.
+struct StoreSize {
+  std::uint64_t used = 0, quota = 0, free = 0;
+};
+
 class Checkpoints {
  public:
   // `changed`: called after every change of a status, from any thread.
   Checkpoints(const Settings& settings, state::Database& database, Slots& slots, Turns& turns,
               nlohmann::json host, std::function<void()> changed);
-  ~Checkpoints();  // the job in hand is given up; the next daemon takes it up again
+  ~Checkpoints();
+  // The job in hand is given up, the next daemon takes it up again. Before the slots are closed: a
+  // proof takes one.
+  void close();
 
   // The newest available one that fits and whose files are right. One found broken is marked and
   // the next is looked at; `note` gets the reason, and what a restore would have ended as; nullopt
   // when one is only not tried now.
   using Note = std::function<void(const std::string& why, std::optional<Outcome>)>;
   std::optional<UsableCheckpoint> find(const std::string& fingerprint, const Note& note = {});
+  // Why the checkpoints that this very program has were made for another host, and what that is;
+  // nullopt when there are none. Nothing of them is started.
+  std::optional<std::string> of_another_host(const PodPlan& plan);
   bool exists_for(const std::string& fingerprint);  // available or on its way there
 
-  // nullopt when another replica dumps, one exists, or a failure backs off; `why` says which.
+  // nullopt when another replica dumps, one exists, a failure backs off, or `bytes` more do not fit
+  // on the disk or into the quota even when everything unused has gone; `why` says which.
   std::optional<DumpTicket> begin(const PodPlan& plan, const std::string& replica, bool forced,
-                                  std::string* why);
+                                  std::string* why, std::uint64_t bytes = 0);
   // The shim's answer to a good dump. Collects what the shim still holds in memory, seals, proves
   // and offers it in the background.
   void dumped(DumpTicket ticket, const nlohmann::json& result, std::shared_ptr<ShimClient> shim);
@@ -70,9 +83,14 @@ class Checkpoints {
 
   void restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
                      const std::string& reason);
-  void remove(
-      const std::string& id);  // never offered again; its files go when no replica uses them
-  void replica_ended();        // files of deleted checkpoints may go now
+  // A replica that was restored from it has lived on: failures before it were chance.
+  void lived(const std::string& id);
+  // Of a pod that goes: within the caller's transaction. Files go with replica_ended().
+  void forget_pod(const std::string& pod);
+  // Never offered again; its files go when no replica uses them.
+  void remove(const std::string& id, const std::string& reason = {});
+  StoreSize store_size();
+  void replica_ended();  // files of deleted checkpoints may go now
   // Waits until a checkpoint has left creating, sealed and verifying. False at the deadline.
   bool wait_settled(const std::string& id, Deadline deadline);
   // Takes up what a killed daemon left: half-made ones are removed, sealed ones are proven.
@@ -93,6 +111,9 @@ class Checkpoints {
   void set_status(const std::string& id, const std::string& status, const std::string& reason);
   void done_with(const std::string& id);  // nobody writes to its folder any more
   void discard_files(const std::string& id);
+  void back_off(const std::string& fingerprint, const std::string& reason);
+  // Removes what was used longest ago until `bytes` more fit. False: they do not.
+  bool make_room(std::uint64_t bytes, const std::string& keep, std::string* why);
   const Settings& settings_;
   state::Database& database_;
   Slots& slots_;

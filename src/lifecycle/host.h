@@ -13,6 +13,7 @@ struct Settings {
   std::string thaw_binary = "/proc/self/exe";
   int slots = 2;  // prepared ahead
   bool keep_logs = true;
+  std::uint64_t checkpoint_quota = 0;  // bytes all checkpoints may take; 0: what the disk has
 
   std::string database() const { return data_dir + "/thaw.db"; }
   std::string slot_dir(const std::string& slot) const { return data_dir + "/slots/" + slot; }

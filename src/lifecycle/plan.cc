@@ -60,25 +60,30 @@ const char* condition_name(state::Condition::Kind kind) {
 
 }  // namespace
 
-json host_class(const std::string& criu_version) {
-  struct utsname kernel;
-  ::uname(&kernel);
-  // The features of one processor, in a fixed order, without those that only describe power or
-  // speed.
-  std::string flags, model;
+std::string cpu_features() {
+  std::string flags;
   std::istringstream lines(read_file("/proc/cpuinfo"));
-  for (std::string line; std::getline(lines, line);) {
-    if (line.rfind("flags", 0) == 0 && flags.empty()) flags = line.substr(line.find(':') + 1);
-    if (line.rfind("model name", 0) == 0 && model.empty())
-      model = trim(line.substr(line.find(':') + 1));
-  }
+  for (std::string line; std::getline(lines, line) && flags.empty();)
+    if (line.rfind("flags", 0) == 0) flags = line.substr(line.find(':') + 1);
   std::istringstream words(flags);
   std::set<std::string> sorted{std::istream_iterator<std::string>(words), {}};
   std::string joined;
   for (const std::string& flag : sorted) joined += flag + " ";
+  return joined;
+}
+
+json host_class(const std::string& criu_version) {
+  struct utsname kernel;
+  ::uname(&kernel);
+  std::string model;
+  std::istringstream lines(read_file("/proc/cpuinfo"));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("model name", 0) == 0 && model.empty())
+      model = trim(line.substr(line.find(':') + 1));
+  }
   return {{"arch", kernel.machine},
           {"cpu", model},
-          {"cpu_features", sha256_hex(joined)},
+          {"cpu_features", sha256_hex(cpu_features())},
           {"kernel", kernel.release},
           {"criu", criu_version}};
 }
@@ -98,6 +103,7 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
               spec.resources.memory,
               spec.resources.pids,
               spec.resources.gpu,
+              spec.checkpoint.before_checkpoint,
               spec.checkpoint.when ? condition_digest(*spec.checkpoint.when) : json()};
   return sha256_hex(all.dump());
 }

@@ -16,6 +16,9 @@ namespace thaw::lifecycle {
 // What must be equal on two hosts for a checkpoint of one to run on the other.
 nlohmann::json host_class(const std::string& criu_version);
 
+// The features of one processor, sorted, separated by blanks.
+std::string cpu_features();
+
 // The program part of the fingerprint: everything of a spec that the dumped processes depend on.
 std::string program_digest(const state::PodSpec& spec, const std::string& image_id);
 std::string fingerprint(const std::string& program, const nlohmann::json& host);

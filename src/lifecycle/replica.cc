@@ -9,6 +9,7 @@
 #include "lifecycle/restore.h"
 #include "lifecycle/slot_target.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/log.h"
 
@@ -20,6 +21,8 @@ constexpr std::int64_t kDumpBaseUs = 60'000'000;
 constexpr std::size_t kWorthLearning = 8;
 // The first moments of service, which the record is about.
 constexpr std::int64_t kServingUs = 1'000'000;
+// A restored program that dies this soon after it was ready died of the restore.
+constexpr std::int64_t kSettledUs = 10'000'000;
 
 std::int64_t dump_timeout_us(const PodPlan& plan) {
   return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
@@ -104,6 +107,23 @@ bool Replica::stop_asked() const {
   return stop_;
 }
 
+int Replica::shim_pid() const {
+  std::scoped_lock lock(mutex_);
+  return slot_ ? slot_->shim_pid : 0;
+}
+
+// What a dump would write, about.
+std::uint64_t Replica::memory_bytes() const {
+  std::scoped_lock lock(mutex_);
+  if (!slot_) return 0;
+  return runtime::Cgroup(runtime::CgroupLayout::detect(), slot_->cgroup).memory_bytes();
+}
+
+int Replica::container_pid() const {
+  std::scoped_lock lock(mutex_);
+  return static_cast<int>(row_.pid);
+}
+
 std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
 
 void Replica::stop(const std::string& why) {
@@ -117,15 +137,21 @@ void Replica::stop(const std::string& why) {
     stop_ = true;
     stop_reason_ = why;
   }
+  fault_point("stop.intended");
   signal_event(cancel_);
   signal_event(wake_);
 }
 
 void Replica::detach() {
+  bool half;
   {
     std::scoped_lock lock(mutex_);
-    detach_ = true;
+    half = state_ == State::kPreparing || state_ == State::kStarting ||
+           state_ == State::kRestoring || state_ == State::kValidating;
+    if (!half) detach_ = true;
   }
+  // The next daemon cannot go on with one that is half started: it would look like a crash.
+  if (half) return stop("the daemon ends");
   signal_event(cancel_);
   signal_event(wake_);
 }
@@ -303,15 +329,17 @@ void Replica::live() {
 }
 
 void Replica::start() {
+  fault_point("replica.asked");
   std::optional<UsableCheckpoint> checkpoint;
   if (plan_.checkpoint.enabled)
     checkpoint = services_.checkpoints.find(
-        plan_.fingerprint, [&](const std::string& why, std::optional<Outcome> outcome) {
-          note("replica.fallback", "a checkpoint is not used: " + why);
-          std::scoped_lock lock(mutex_);
-          row_.reason = "started cold: a checkpoint is not used: " + why;
-          if (outcome) row_.outcome = name(*outcome);
-        });
+        plan_.fingerprint,
+        [&](const std::string& why, std::optional<Outcome> outcome) { pass_over(why, outcome); });
+  if (checkpoint) fault_point("restore.found");
+  if (plan_.checkpoint.enabled && !checkpoint &&
+      !services_.checkpoints.exists_for(plan_.fingerprint))
+    if (auto why = services_.checkpoints.of_another_host(plan_))
+      pass_over(*why, Outcome::kHostIncompatible);
   if (checkpoint && try_restore(*checkpoint)) return;
   if (stop_asked()) return;
   {
@@ -322,6 +350,19 @@ void Replica::start() {
   }
   start_cold();
   warm_up();
+}
+
+// A checkpoint that would do for this pod is not used.
+void Replica::pass_over(const std::string& why, std::optional<Outcome> outcome) {
+  services_.database.append_event(
+      {.type = "replica.fallback",
+       .pod = row_.pod,
+       .replica = row_.id,
+       .message = "a checkpoint is not used: " + why,
+       .data = outcome ? nlohmann::json{{"outcome", name(*outcome)}} : nlohmann::json::object()});
+  std::scoped_lock lock(mutex_);
+  row_.reason = "started cold: a checkpoint is not used: " + why;
+  if (outcome) row_.outcome = name(*outcome);
 }
 
 void Replica::take_slot() {
@@ -346,7 +387,9 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       Turns::Turn turn = services_.turns.wait(!ahead);
       if (stop_asked()) return false;
       take_slot();
+      fault_point("restore.slot", {{"shim", shim_pid()}, {"container", container_pid()}});
       move(Event::kRestore, "restoring from checkpoint " + checkpoint.row.id);
+      fault_point("restore.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
       attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id,
                                 ahead ? row_.pod + "-standby" : row_.hostname, log_dir(),
                                 !ahead ? Purpose::kServe
@@ -365,8 +408,10 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
         wake_standby();
       }
       move(Event::kResumed, "the processes run again");
+      fault_point("restore.resumed", {{"shim", shim_pid()}, {"container", container_pid()}});
       Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
       validate(attempt, *slot_, plan_, log_dir(), cancel.get());
+      fault_point("restore.validated", {{"shim", shim_pid()}, {"container", container_pid()}});
     }
   } catch (const Error& error) {
     attempt.end.error = error.code();
@@ -402,8 +447,8 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
     log::warn("CRIU's log of the failed restore ends so",
               {{"replica", row_.id}, {"checkpoint", checkpoint.row.id}, {"log", attempt.log_tail}});
   if (outcome == Outcome::kOutOfMemory)
-    throw Error(Code::kExhausted, "restore replica", row_.id, "it ran out of memory",
-                "raise resources.memory");
+    throw Error(Code::kExhausted, "restore replica", row_.id,
+                "it ran out of memory (" + attempt.end.reason + ")", "raise resources.memory");
   if (resting())
     throw Error(Code::kUnavailable, "restore a standby", row_.id,
                 fmt::format("it ended as {}: {}", name(outcome), attempt.end.reason));
@@ -414,6 +459,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
 // The one place where a restore becomes a cold start.
 void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
                         const UsableCheckpoint& checkpoint) {
+  fault_point("fallback.begun");
   std::unique_ptr<Slot> slot;
   {
     std::scoped_lock lock(mutex_);
@@ -426,6 +472,7 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
   }
   // Nothing of the attempt may be left for the cold start to find.
   services_.slots.destroy(std::move(slot));
+  fault_point("fallback.cleaned");
   if (state() == State::kPreparing)
     note("replica.fallback", row_.reason);
   else
@@ -435,11 +482,13 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
 
 void Replica::start_cold() {
   take_slot();
+  fault_point("cold.slot", {{"shim", shim_pid()}, {"container", container_pid()}});
   {
     std::scoped_lock lock(mutex_);
     row_.started_from = "cold";
   }
   move(Event::kStartCold, "starting cold");
+  fault_point("cold.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
   nlohmann::json result = slot_->shim->call(
       {{"op", "start-cold"},
        {"spec", runtime::to_json(container_of(plan_, row_.id, row_.hostname, "cold", {}))},
@@ -451,6 +500,7 @@ void Replica::start_cold() {
     row_.pid = result.at("pid");
   }
   move(Event::kStarted, fmt::format("the container runs as process {}", row_.pid));
+  fault_point("cold.runs", {{"shim", shim_pid()}, {"container", container_pid()}});
 }
 
 void Replica::warm_up() {
@@ -470,6 +520,7 @@ void Replica::warm_up() {
     return open_gate("its condition did not hold in time, it serves without a checkpoint: " +
                      outcome.last);
   }
+  fault_point("warm.holds", {{"shim", shim_pid()}, {"container", container_pid()}});
   if (!plan_.checkpoint.enabled || !dump_follows) return open_gate("its condition holds");
   std::string id, failure;
   dump(false, &id, &failure);
@@ -479,17 +530,24 @@ void Replica::warm_up() {
 // Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
 // opens the gate.
 void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure) {
-  auto ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure);
+  auto ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, memory_bytes());
   if (!ticket) return;
   *checkpoint_id = ticket->id;
   move(Event::kDump, "dumping into checkpoint " + ticket->id);
+  fault_point("dump.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
   bool count = true;
   try {
+    Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
+    if (auto why = run_hook(*slot_, "before_checkpoint", plan_.spec.checkpoint.before_checkpoint,
+                            cancel.get()))
+      throw Error(Code::kInvalid, "checkpoint replica", row_.id, *why,
+                  "look at what the program says, or leave it out");
     nlohmann::json result = slot_->shim->call({{"op", "dump"},
                                                {"directory", ticket->directory},
                                                {"timeout_us", dump_timeout_us(plan_)},
                                                {"log_level", 2}},
                                               dump_deadline(plan_));
+    fault_point("dump.answered", {{"shim", shim_pid()}, {"container", container_pid()}});
     if (result.value("success", false)) {
       collecting_ = ticket->id;
       services_.checkpoints.dumped(std::move(*ticket), result, slot_->shim);
@@ -515,17 +573,28 @@ void Replica::open_gate(const std::string& message) {
   if (readable(cancel_.get()))
     throw Error(Code::kCancelled, "serve replica", row_.id, "it is to stop");
   move(Event::kOpen, message);
+  fault_point("gate.ready", {{"shim", shim_pid()}, {"container", container_pid()}});
   services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
 }
 
 void Replica::serve() {
+  // Of a restored one it is to be seen whether it lives on.
+  bool on_trial = !adopted_ && row_.started_from != "cold";
+  Deadline trial = on_trial ? Deadline::after_us(kSettledUs) : Deadline::never();
   for (;;) {
     pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
-    Deadline deadline =
-        learn_until_us_ ? Deadline::after_us(learn_until_us_ - monotonic_us()) : Deadline::never();
-    if (::poll(fds, 2, deadline.poll_ms()) < 0 && errno != EINTR) throw_errno("poll", "replica");
+    Deadline deadline = trial;
+    if (learn_until_us_)
+      deadline = Deadline::after_us(std::min(learn_until_us_ - monotonic_us(), trial.left_us()));
+    int count = ::poll(fds, 2, deadline.poll_ms());
+    if (count < 0 && errno != EINTR) throw_errno("poll", "replica");
+    if (on_trial && trial.passed()) {
+      services_.checkpoints.lived(row_.started_from);
+      on_trial = false;
+      trial = Deadline::never();
+    }
     if (fds[1].revents) return;
-    if (learn_until_us_ && deadline.passed()) {
+    if (learn_until_us_ && monotonic_us() >= learn_until_us_) {
       learn_until_us_ = 0;
       nlohmann::json touched = touched_memory(*slot_);
       if (learn_anything_ || touched.size() > kWorthLearning)
@@ -588,14 +657,17 @@ void Replica::finish() {
   }
   if (by_wish && alive && at == State::kReady) {
     move(Event::kDrain, why + ": connections finish first");
+    fault_point("stop.draining", {{"shim", shim_pid()}, {"container", container_pid()}});
     services_.gate.drain(row_.id, grace);
   }
   if (by_wish && state() != State::kStopping) move(Event::kStop, why);
+  if (by_wish) fault_point("stop.stopping", {{"shim", shim_pid()}, {"container", container_pid()}});
   if (alive && row_.pid) {
     try {
       // A standby is frozen: it has nothing to finish, and could not hear it.
       if (at != State::kStandby)
         slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
+      fault_point("stop.signalled", {{"shim", shim_pid()}, {"container", container_pid()}});
       if (!by_wish || at == State::kStandby ||
           !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
         slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
@@ -604,9 +676,11 @@ void Replica::finish() {
       // The slot's destruction kills what is left.
     }
   }
+  fault_point("stop.ended", {{"shim", shim_pid()}, {"container", container_pid()}});
   std::unique_ptr<Slot> slot;
   std::int64_t oom_kills = 0;
   std::string memory_failure;
+  UsableCheckpoint died_of;  // the checkpoint to blame; without an id: none
   if (slot_) {
     try {
       nlohmann::json status = slot_->shim->call({{"op", "status"}}, Deadline::after_ms(2000));
@@ -632,6 +706,13 @@ void Replica::finish() {
         row_.reason = "it ran out of memory and was killed; raise resources.memory";
     }
     if (by_wish) row_.reason = why;
+    if (!by_wish && at == State::kReady && row_.exit_code && oom_kills == 0 &&
+        row_.started_from != "cold" && wall_us() - row_.ready_us < kSettledUs) {
+      died_of.row.id = row_.started_from;
+      row_.outcome = name(Outcome::kAppFailed);
+      row_.reason = fmt::format("it died {} ms after it was restored: {}",
+                                (wall_us() - row_.ready_us) / 1000, row_.reason);
+    }
     slot = std::move(slot_);
     row_.slot.clear();
     row_.pid = 0;
@@ -641,11 +722,14 @@ void Replica::finish() {
       command_done_.notify_all();
     }
   }
+  if (!died_of.row.id.empty())
+    services_.checkpoints.restore_ended(died_of, Outcome::kAppFailed, row_.reason);
   services_.gate.drop(row_.id);
   // Its shim may hold a dump in memory that is being written.
   if (!collecting_.empty())
     services_.checkpoints.wait_collected(collecting_, Deadline::after_ms(10 * 60'000));
   services_.slots.destroy(std::move(slot));
+  fault_point("stop.removed");
   move(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
   services_.checkpoints.replica_ended();
 }

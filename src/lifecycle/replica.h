@@ -75,6 +75,7 @@ class Replica {
  private:
   void live();
   void start();
+  void pass_over(const std::string& why, std::optional<Outcome> outcome);
   void take_slot();
   bool try_restore(const UsableCheckpoint& checkpoint);
   void wait_until_taken();
@@ -93,6 +94,9 @@ class Replica {
   void save();
   bool stop_asked() const;
   std::string log_dir() const;
+  std::uint64_t memory_bytes() const;
+  int shim_pid() const;       // 0: none
+  int container_pid() const;  // 0: none
 
   Services services_;
   PodPlan plan_;

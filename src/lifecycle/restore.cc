@@ -13,6 +13,7 @@ namespace thaw::lifecycle {
 namespace {
 
 constexpr std::int64_t kValidateUs = 30'000'000;
+constexpr std::int64_t kHookUs = 60'000'000;
 
 // For whoever takes a restore apart: THAW_CRIU_LOG=4 in the daemon's environment makes CRIU write
 // all it knows, which costs time.
@@ -41,6 +42,19 @@ const char* memory_way(state::CheckpointSpec::Memory memory) {
 std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest) {
   // 20 MiB/s is slower than any disk that images should lie on.
   return 20'000'000 + static_cast<std::int64_t>(manifest.memory_bytes / 20);
+}
+
+std::optional<std::string> run_hook(Slot& slot, const char* name,
+                                    const std::vector<std::string>& argv, int cancel_fd) {
+  if (argv.empty()) return std::nullopt;
+  try {
+    RunResult result = slot.shim->exec(argv, Deadline::after_us(kHookUs), "", cancel_fd);
+    if (result.ok()) return std::nullopt;
+    return fmt::format("its {} program failed: {}", name, result.why());
+  } catch (const Error& error) {
+    if (error.code() == Code::kCancelled) throw;
+    return fmt::format("its {} program failed: {}", name, error.what());
+  }
 }
 
 nlohmann::json touched_memory(Slot& slot) {
@@ -105,7 +119,9 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
   std::optional<state::Condition> probe;
   if (plan.spec.checkpoint.when) probe = readiness_probe(*plan.spec.checkpoint.when);
   try {
-    if (probe) {
+    if (auto why = run_hook(slot, "after_restore", plan.spec.checkpoint.after_restore, cancel_fd)) {
+      end.reason = *why;
+    } else if (probe) {
       SlotTarget target(slot, attempt.pid, log_dir, command_of(plan));
       WaitOutcome outcome =
           wait_condition(*probe, target, Deadline::after_us(kValidateUs), cancel_fd);
@@ -118,7 +134,7 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
       return;
     }
     // Being alive is enough.
-    if (!wait_readable(slot.shim->ended_fd(), Deadline::after_us(0))) {
+    if (end.reason.empty() && !wait_readable(slot.shim->ended_fd(), Deadline::after_us(0))) {
       end.phase = RestorePhase::kValidated;
       return;
     }
@@ -130,8 +146,8 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
     }
   }
   end.exit = slot.shim->exit_status();
+  end.oom_kills = oom_kills(slot);
   if (end.exit) {
-    end.oom_kills = oom_kills(slot);
     end.reason = "the restored program ended before it was ready: " + end.exit->text();
   } else if (slot.shim->lost()) {
     end.error = Code::kUnavailable;

@@ -35,6 +35,11 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
 void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const std::string& log_dir,
               int cancel_fd);
 
+// Runs a hook of the specification in the container of a slot. Why it failed; nullopt when it ended
+// well, or when there is none. Throws kCancelled.
+std::optional<std::string> run_hook(Slot& slot, const char* name,
+                                    const std::vector<std::string>& argv, int cancel_fd);
+
 // What the replica in this slot has faulted in so far: [[pid, address, length]]. Empty when it was
 // not restored lazily.
 nlohmann::json touched_memory(Slot& slot);

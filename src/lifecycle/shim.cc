@@ -31,6 +31,7 @@
 #include "store/tree.h"
 #include "util/clock.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/memory.h"
 #include "util/process.h"
@@ -321,6 +322,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   layout_ = runtime::CgroupLayout::detect();
   cgroup_.emplace(layout_, request.at("cgroup").get<std::string>());
   cgroup_->create();
+  fault_point("shim.prepare.cgroup", {{"daemon", ::getppid()}});
   keeper_ = Keeper::start(cgroup_->procs_files().front(), cgroup_->thawing());
 
   Fd writer;
@@ -358,6 +360,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   watch(notify_.get(), [this] { read_notifications(); });
 
   listen();
+  fault_point("shim.prepare.listens", {{"daemon", ::getppid()}});
   if (request.at("swrk")) {
     ProcessOptions options;
     options.join_cgroups = cgroup_->procs_files();
@@ -365,6 +368,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
                            {stdout_child_.get(), kSwrkStdout},
                            {stderr_child_.get(), kSwrkStderr}};
     swrk_.emplace(checkpoint::Swrk::start(criu_, options));
+    fault_point("shim.prepare.criu", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
   }
   begin(Stage::kPreparing, Stage::kPrepared, "prepare slot");
   return {{"pid", ::getpid()}};
@@ -425,6 +429,7 @@ void Shim::lost_daemon() {
 }
 
 void Shim::destroy() {
+  fault_point("shim.destroy.begun", {{"daemon", ::getppid()}});
   keeper_.dismiss();
   if (swrk_) {
     swrk_->kill();
@@ -432,6 +437,7 @@ void Shim::destroy() {
   }
   if (!cgroup_) return;
   cgroup_->kill_all(Deadline::after_ms(10'000));
+  fault_point("shim.destroy.killed", {{"daemon", ::getppid()}});
   cgroup_->remove();
 }
 
@@ -490,6 +496,7 @@ json Shim::start_cold(const json& request) {
   check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
         spec_.hostname);
   runtime::prepare_rootfs(spec_, paths_);
+  fault_point("shim.cold.rootfs", {{"daemon", ::getppid()}});
   std::vector<runtime::Bind> mounts = binds();
   write_file(paths_.bundle() + "/config.json",
              runtime::oci_config(spec_, paths_, mounts, cgroup_->path()).dump());
@@ -523,17 +530,21 @@ json Shim::start_cold(const json& request) {
   stdio.descriptors = {{stdin_.get(), 0}, {stdout_child_.get(), 1}, {stderr_child_.get(), 2}};
   Process create = Process::spawn(
       with({"create", "--bundle", paths_.bundle(), "--pid-file", pid_file, name}), stdio);
+  fault_point("shim.cold.create", {{"daemon", ::getppid()}, {"runc", create.pid()}});
   auto created = create.wait(Deadline::after_ms(60'000));
   if (!created || !created->ok())
     throw runtime_error("create", created ? created->text() : "it did not answer within 60 s");
   Process init = Process::adopt(std::stoi(read_file(pid_file)));
+  fault_point("shim.cold.created", {{"daemon", ::getppid()}, {"container", init.pid()}});
   phases.add("runtime create", at);
 
   at = monotonic_us();
   runtime::mask_paths(init.pid(), paths_);
+  fault_point("shim.cold.masked", {{"daemon", ::getppid()}, {"container", init.pid()}});
   RunResult started = thaw::run(with({"start", name}), Deadline::after_ms(60'000));
   if (!started.ok()) throw runtime_error("start", started.why());
   phases.add("runtime start", at);
+  fault_point("shim.cold.started", {{"daemon", ::getppid()}, {"container", init.pid()}});
   int pid = init.pid();
   took_init(std::move(init));
   return {{"pid", pid}, {"phases", phases.list()}};
@@ -559,6 +570,7 @@ json Shim::restore(const json& request) {
     if (exists(directory + "/" + name)) store::copy_tree(directory + "/" + name, to);
   runtime::prepare_rootfs(spec_, paths_);
   write_file(paths_.thaw() + "/restored", "");
+  fault_point("shim.restore.mounts", {{"daemon", ::getppid()}, {"criu", swrk_ ? swrk_->pid() : 0}});
   phases.add("mounts", at);
 
   if (!swrk_ || !swrk_->running()) {
@@ -601,6 +613,7 @@ json Shim::restore(const json& request) {
   constexpr int numbers[] = {kSwrkStdin, kSwrkStdout, kSwrkStderr};
   for (std::size_t i = 0; i < 3; ++i)
     criu.inherit.emplace_back(request.at("pipes").at(i), numbers[i]);
+  fault_point("shim.restore.asked", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
   int destroyed = 0;
   std::int64_t sockets_us = 0;
   bool reach_outside = request.at("link");
@@ -611,9 +624,11 @@ json Shim::restore(const json& request) {
         // The link is still closed: nothing has reached the outside, and nothing of the original's
         // connections will. Nothing runs yet either: a program that reconnects at once finds the
         // link open.
+        fault_point("shim.restore.resuming", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
         std::int64_t start = monotonic_us();
         destroyed = network::destroy_outside_sockets();
         if (reach_outside) network::set_link_open(route_socket_, link_, true);
+        fault_point("shim.restore.open", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
         sockets_us = monotonic_us() - start;
       },
       deadline);
@@ -627,6 +642,7 @@ json Shim::restore(const json& request) {
             {"log_tail", outcome.log_tail},
             {"phases", phases.list()}};
 
+  fault_point("shim.restore.done", {{"daemon", ::getppid()}, {"container", outcome.pid}});
   stopped_ = criu.leave_stopped;
   took_init(Process::adopt(outcome.pid));
   return {{"success", true},
@@ -701,6 +717,7 @@ json Shim::dump(const json& request) {
     store::copy_tree(spec_.lowers[i], directory + "/" + name);
     layers.push_back(name);
   }
+  fault_point("shim.dump.begun", {{"daemon", ::getppid()}, {"container", init_pid_}});
   std::string images_path = stage() ? paths_.stage() : directory + "/images";
   Fd images = Fd::open(images_path, O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
@@ -721,11 +738,16 @@ json Shim::dump(const json& request) {
   ProcessOptions where;
   where.new_ipc_namespace = has_ipc_objects();
   checkpoint::Swrk swrk = checkpoint::Swrk::start(criu_, where);
+  int dumper = swrk.pid();
+  fault_point("shim.dump.criu",
+              {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
   std::int64_t capture_us = 0;
   checkpoint::CriuOutcome outcome = swrk.dump(
       criu,
       [&](const std::string& stage) {
         if (stage != "post-dump") return;
+        fault_point("shim.dump.frozen",
+                    {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
         std::int64_t at = monotonic_us();
         store::TreeSize upper = store::copy_tree(paths_.upper(), directory + "/fs.0");
         store::add_linked_names(upper.linked, paths_.rootfs(), spec_.lowers, directory + "/fs.0");
@@ -733,6 +755,8 @@ json Shim::dump(const json& request) {
         store::copy_tree(paths_.dev(), directory + "/dev");
         store::copy_tree(paths_.thaw(), directory + "/thaw");
         capture_us = monotonic_us() - at;
+        fault_point("shim.dump.captured",
+                    {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
       },
       deadline);
   if (!outcome.success) {
@@ -746,6 +770,7 @@ json Shim::dump(const json& request) {
             {"reason", outcome.reason},
             {"log_tail", outcome.log_tail}};
   }
+  fault_point("shim.dump.done", {{"daemon", ::getppid()}, {"container", init_pid_}});
   // What every slot makes for itself is not the checkpoint's.
   for (const char* name : {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin",
                            "stdout", "stderr", "ptmx", "pts", "shm"})

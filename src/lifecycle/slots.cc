@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/log.h"
 #include "util/process.h"
@@ -54,12 +55,14 @@ std::unique_ptr<Slot> Slots::make() {
   make_directories(slot->paths.dir, 0700);
   try {
     slot->endpoint = network_.create();
+    fault_point("slot.network");
     nlohmann::json note{{"index", slot->endpoint.index},
                         {"interface", slot->endpoint.interface},
                         {"address", slot->endpoint.address},
                         {"address6", slot->endpoint.address6},
                         {"cgroup", slot->cgroup}};
     write_file(slot->paths.dir + "/slot.json", note.dump());
+    fault_point("slot.noted");
     auto [ours, theirs] = Fd::socket_pair(SOCK_SEQPACKET);
     ProcessOptions options;
     options.descriptors = {{theirs.get(), 3}};
@@ -70,6 +73,7 @@ std::unique_ptr<Slot> Slots::make() {
     slot->shim_handle = process.pidfd().duplicate();
     process.detach();
     slot->shim = std::make_unique<ShimClient>(std::move(ours));
+    fault_point("slot.shim", {{"shim", slot->shim_pid}});
     slot->shim->call({{"op", "prepare"},
                       {"link", slot->endpoint.interface},
                       {"criu", criu_.command},
@@ -78,6 +82,7 @@ std::unique_ptr<Slot> Slots::make() {
                       {"cgroup", slot->cgroup},
                       {"swrk", !criu_.command.empty()}},
                      Deadline::after_ms(20'000), {slot->endpoint.netns.get()});
+    fault_point("slot.prepared", {{"shim", slot->shim_pid}});
   } catch (...) {
     destroy(std::move(slot));
     throw;

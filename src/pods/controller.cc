@@ -18,8 +18,10 @@
 #include "lifecycle/turns.h"
 #include "network/network.h"
 #include "pods/memory_pressure.h"
+#include "pods/metrics.h"
 #include "pods/spec.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/log.h"
 
@@ -147,6 +149,7 @@ struct Controller::Impl {
   lifecycle::Turns turns;
   lifecycle::Checkpoints checkpoints;
   GatewayGate gate;
+  Metrics metrics{database};
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -478,6 +481,11 @@ struct Controller::Impl {
     if (pod.plan) {
       view.checkpoint_effective = pod.plan->checkpoint.enabled;
       view.checkpoint_reason = pod.plan->checkpoint.reason;
+      if (auto pause = database.backoff(pod.plan->fingerprint)) {
+        view.dump_failures = pause->failures;
+        view.dump_pause_until_us = pause->until_us;
+        view.dump_failure = pause->reason;
+      }
       for (const auto& row : database.checkpoints({}, pod.plan->fingerprint))
         if (row.status == "available") {
           view.checkpoint = row.id;
@@ -537,10 +545,12 @@ void Controller::shutdown(bool stop_replicas) {
       replica->detach();
   }
   impl.replicas.clear();
+  impl.checkpoints.close();
   impl.slots.close();
   // With no replica left nothing needs the host's side of the network; the next daemon makes it
   // anew.
   if (impl.slots.found().empty()) impl.network.destroy();
+  impl.metrics.close();
   impl.database.close_waiters();
 }
 
@@ -691,6 +701,7 @@ void Controller::remove(const std::string& name, bool force) {
   pod.row.stopped = true;
   impl.database.put_pod(pod.row);
   impl.poke_locked();
+  fault_point("pod.stopped");
   Deadline deadline = Deadline::after_us(pod.spec.stop_grace_us * 2 + 60'000'000);
   for (;;) {
     auto found = impl.pods.find(name);
@@ -704,15 +715,17 @@ void Controller::remove(const std::string& name, bool force) {
                   "see `thaw ps`, then try again");
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
+  fault_point("pod.ended");
   impl.gateway.unpublish(name);
   impl.pods.erase(name);
   impl.database.transaction([&] {
     impl.database.remove_pod(name);
+    impl.checkpoints.forget_pod(name);
     impl.database.append_event({.type = "pod.removed", .pod = name, .message = "removed"});
   });
   lock.unlock();
-  for (const auto& row : impl.database.checkpoints(name))
-    if (row.status != "deleted") impl.checkpoints.remove(row.id);
+  fault_point("pod.removed");
+  impl.checkpoints.replica_ended();
 }
 
 std::vector<state::ReplicaRow> Controller::replicas(const std::string& pod, bool all) {
@@ -846,6 +859,21 @@ void Controller::remove_checkpoint(const std::string& text) {
   impl_->checkpoints.remove(checkpoint(text).id);
 }
 
+PodView Controller::retry_checkpoint(const std::string& name) {
+  std::scoped_lock lock(impl_->mutex);
+  Impl::Pod& pod = impl_->find_pod(name);
+  if (!pod.plan)
+    throw Error(Code::kUnavailable, "retry checkpoint of pod", name, pod.broken, "deploy it again");
+  impl_->database.transaction([&] {
+    impl_->database.clear_backoff(pod.plan->fingerprint);
+    for (const auto& row : impl_->database.checkpoints(name))
+      impl_->database.clear_backoff("restore-" + row.id);
+    impl_->database.append_event(
+        {.type = "checkpoint.retry", .pod = name, .message = "its failures are forgotten"});
+  });
+  return impl_->view(pod);
+}
+
 state::ImageRow Controller::import_image(const std::string& reference,
                                          const std::function<void(const std::string&)>& progress) {
   image::Image image = image::import_image(impl_->settings.data_dir, reference,
@@ -871,6 +899,43 @@ void Controller::remove_image(const std::string& text) {
   }
   image::remove_image(impl_->settings.data_dir, row->id);
   impl_->database.remove_image(row->id);
+}
+
+std::string Controller::metrics() {
+  std::string text = impl_->metrics.text();
+  auto gauge = [&](const char* name, const char* help) {
+    text += fmt::format("# HELP {} {}\n# TYPE {} gauge\n", name, help, name);
+  };
+  std::vector<PodView> all = pods();
+  gauge("thaw_connections_held", "Clients that wait for a replica");
+  for (auto& pod : all) text += metric("thaw_connections_held", {{"pod", pod.row.name}}, pod.held);
+  gauge("thaw_connections_active", "Clients that are connected to a replica");
+  for (auto& pod : all)
+    text += metric("thaw_connections_active", {{"pod", pod.row.name}}, pod.active);
+  gauge("thaw_pod_desired", "Replicas that are wanted");
+  for (auto& pod : all)
+    text +=
+        metric("thaw_pod_desired", {{"pod", pod.row.name}}, pod.row.stopped ? 0 : pod.row.desired);
+  gauge("thaw_dump_failures", "Dumps of the present version that failed in a row");
+  for (auto& pod : all)
+    text += metric("thaw_dump_failures", {{"pod", pod.row.name}}, pod.dump_failures);
+  std::map<std::pair<std::string, std::string>, std::int64_t> states, statuses;
+  for (const auto& row : impl_->database.replicas())
+    if (row.ended_us == 0) ++states[{row.pod, row.state}];
+  gauge("thaw_replicas", "Replicas by their state");
+  for (auto& [key, count] : states)
+    text += metric("thaw_replicas", {{"pod", key.first}, {"state", key.second}}, count);
+  for (const auto& row : checkpoints()) ++statuses[{row.pod, row.status}];
+  gauge("thaw_checkpoints", "Checkpoints by their status");
+  for (auto& [key, count] : statuses)
+    text += metric("thaw_checkpoints", {{"pod", key.first}, {"status", key.second}}, count);
+  lifecycle::StoreSize size = impl_->checkpoints.store_size();
+  gauge("thaw_store_bytes", "Bytes of the checkpoints on disk");
+  text += metric("thaw_store_bytes", {}, static_cast<std::int64_t>(size.used));
+  gauge("thaw_store_quota_bytes", "Bytes that checkpoints may take; 0 is no limit");
+  text += metric("thaw_store_quota_bytes", {}, static_cast<std::int64_t>(size.quota));
+  gauge("thaw_store_free_bytes", "Bytes free on their file system");
+  return text + metric("thaw_store_free_bytes", {}, static_cast<std::int64_t>(size.free));
 }
 
 std::vector<CheckResult> Controller::doctor() { return run_doctor(impl_->settings); }

@@ -19,11 +19,14 @@ namespace thaw::pods {
 struct PodView {
   state::PodRow row;
   state::PodSpec spec;
-  std::int64_t desired = 0;           // replicas: asked for, or called for by connections
-  int ready = 0, total = 0;           // replicas now, without standbys
-  int standby = 0;                    // those that wait to be taken
-  bool checkpoint_effective = false;  // asked for, and possible here
-  std::string checkpoint_reason;      // why not, when asked for
+  std::int64_t desired = 0;              // replicas: asked for, or called for by connections
+  int ready = 0, total = 0;              // replicas now, without standbys
+  int standby = 0;                       // those that wait to be taken
+  bool checkpoint_effective = false;     // asked for, and possible here
+  std::string checkpoint_reason;         // why not, when asked for
+  int dump_failures = 0;                 // in a row; 0: no back-off
+  std::int64_t dump_pause_until_us = 0;  // wall clock: no dump before
+  std::string dump_failure;              // the last one's reason
   std::string checkpoint;  // id of the one that the next replica would start from; "" when none
   std::int64_t held = 0, active = 0;  // connections
 };
@@ -87,6 +90,8 @@ class Controller {
   // Dumps a ready replica of the pod now (its traffic is held meanwhile). Waits for the end.
   state::CheckpointRow create_checkpoint(const std::string& pod);
   void remove_checkpoint(const std::string& id_or_prefix);
+  // Forgets the failures of the pod: the next cold start dumps, the next start restores.
+  PodView retry_checkpoint(const std::string& pod);
 
   state::ImageRow import_image(const std::string& reference,
                                const std::function<void(const std::string&)>& progress);
@@ -94,6 +99,7 @@ class Controller {
   void remove_image(const std::string& id_or_reference);
 
   std::vector<CheckResult> doctor();
+  std::string metrics();  // for Prometheus
 
  private:
   struct Impl;

@@ -197,6 +197,11 @@ const std::vector<Field<CheckpointSpec>>& checkpoint_fields() {
                                {"eager", C::Memory::kEager}}},
             "Bring memory back when it is touched, the same and the rest at leisure afterwards, or "
             "all of it before the replica resumes."),
+      field("before_checkpoint", &C::before_checkpoint, ListOf<Text>{kAnyText},
+            "A program to run in the replica before it is dumped. When it fails there is no dump."),
+      field("after_restore", &C::after_restore, ListOf<Text>{kAnyText},
+            "A program to run in a restored replica before its gate opens, such as one that makes "
+            "it draw other random numbers than its siblings. When it fails so has the restore."),
   };
   return fields;
 }

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "runtime/seccomp.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -309,6 +310,7 @@ nlohmann::json oci_config(const ContainerSpec& spec, const SlotPaths& paths,
         {"cgroupsPath", cgroup_path},
         {"resources", resources},
         {"rootfsPropagation", "private"},
+        {"seccomp", seccomp_profile()},
         {"maskedPaths", json::array()},
         {"readonlyPaths",
          {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}}}},

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -19,6 +20,7 @@
 #include <cstring>
 
 #include "runtime/container.h"
+#include "runtime/seccomp.h"
 #include "util/error.h"
 
 namespace thaw::runtime {
@@ -98,7 +100,8 @@ void set_capabilities(int socket, std::uint64_t keep) {
 
 // The entered process. Only calls that are safe after a fork of a threaded process.
 [[noreturn]] void run_entered(const EnterOptions& options, int socket, char* const* argv,
-                              char* const* env, const char* path, std::uint64_t capabilities) {
+                              char* const* env, const char* path, std::uint64_t capabilities,
+                              const sock_fprog& filter) {
   ::setsid();
   if (options.terminal) {
     int master = ::open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -139,6 +142,8 @@ void set_capabilities(int socket, std::uint64_t keep) {
     give_up(socket, "close descriptors");
   ::environ = const_cast<char**>(env);
   if (path) ::setenv("PATH", path, 1);
+  if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) != 0)
+    give_up(socket, "set seccomp filter");
   ::execvp(argv[0], argv);
   give_up(socket, "start program");
 }
@@ -168,6 +173,9 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
   for (const std::string& file : options.procs_files) groups.push_back(Fd::open(file, O_WRONLY));
   auto [ours, theirs] = Fd::socket_pair(SOCK_SEQPACKET);
   std::uint64_t capabilities = default_capabilities();
+  const std::vector<sock_filter>& program = seccomp_program();
+  sock_fprog filter{static_cast<unsigned short>(program.size()),
+                    const_cast<sock_filter*>(program.data())};
 
   sigset_t all, before;
   ::sigfillset(&all);
@@ -189,7 +197,7 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
       sigset_t none;
       ::sigemptyset(&none);
       ::sigprocmask(SIG_SETMASK, &none, nullptr);
-      run_entered(options, socket, argv.data(), env.data(), path, capabilities);
+      run_entered(options, socket, argv.data(), env.data(), path, capabilities, filter);
     }
     send_report(socket, report, -1);
     ::_exit(0);

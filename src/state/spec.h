@@ -64,6 +64,9 @@ struct CheckpointSpec {
   std::optional<Condition> when;
   std::int64_t timeout_us = 600'000'000;
   enum class OnTimeout { kServe, kFail } on_timeout = OnTimeout::kServe;
+  // Programs to run in the container: before a dump, and in a restored replica before its gate
+  // opens. Empty: none.
+  std::vector<std::string> before_checkpoint, after_restore;
   bool verify = true;  // prove a new checkpoint before it is offered
   enum class Memory { kLazy, kBackground, kEager } memory = Memory::kLazy;
   bool operator==(const CheckpointSpec&) const = default;

@@ -157,6 +157,20 @@ def test_program_dies_when_restored(daemon):
         pod.halt()
 
 
+def test_program_dies_soon_after(daemon):
+    """A program that answers its probe and dies just then: after two of those the pod starts cold instead of dying for ever."""
+    pod, checkpoint = checkpointed(daemon, env={"AT_START": "leave-when-restored"}, checkpoint={"verify": False})
+    since = daemon.last_event()
+    daemon.scale(pod.name, 1, wait=False)
+    event = daemon.wait_event(lambda e: e["type"] == "checkpoint.restore_failed", "the checkpoint is given up", since, pod.name)
+    equal(event["checkpoint"], checkpoint["id"], "which checkpoint")
+    check("after it was restored" in event["message"] and "exit code 3" in event["message"], f"the reason: {event['message']}")
+    client = Client(pod.port)
+    equal(client.wait_answer()["identity"]["started_from"], "cold", "how the one started that serves")
+    dead = [row for row in daemon.replicas(pod.name, ended=True) if row["started_from"] == checkpoint["id"] and row["state"] == "failed"]
+    equal([row["outcome"] for row in dead], ["AppFailed"] * 2, f"those that died ({[row['reason'] for row in dead]})")
+
+
 def test_criu_dies(daemon):
     """CRIU killed where it waits in a prepared slot, or in the middle of a restore: that replica starts cold, the checkpoint stays."""
     pod, checkpoint = checkpointed(daemon)

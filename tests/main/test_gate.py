@@ -72,12 +72,12 @@ def servers(daemon):
 
 def test_dump_failed(daemon):
     """A program that cannot be dumped serves all the same; the next one starts cold, and says why there is no checkpoint."""
-    pod = Pod(daemon, when=GO, env={"AT_START": "io_uring"})
+    pod = Pod(daemon, when=GO, env={"AT_START": "landlock"})
     client = Client(pod.port)
     with Knocker(daemon):
         pod.deploy()
-        note = pod.wait_note("io_uring")[0]
-        check(note["descriptor"] >= 0, f"this kernel has no io_uring (errno {note['error']}): the test needs something that cannot be dumped")
+        note = pod.wait_note("landlock")[0]
+        check(note["descriptor"] >= 0, f"this kernel has no landlock (errno {note['error']}): the test needs something that cannot be dumped")
         client.check_waits("before the condition holds")
         pod.go()
         row = pod.wait_checkpoint("failed")
@@ -85,9 +85,9 @@ def test_dump_failed(daemon):
         opened = pod.check_gate(first)
         check(client.answered_us >= opened["time_us"], "the client was answered before `ready`")
         equal(pod.states(first), ["starting", "warming", "checkpointing", "ready"], "states")
-        check("io_uring" in row["reason"], f"the reason does not name what could not be dumped: {row['reason']}")
-        check("io_uring" in opened["message"], f"the event does not say why there is no checkpoint: {opened['message']}")
-        check("io_uring" in daemon.cli("checkpoint", "ls").stdout, "`thaw checkpoint ls` does not say why")
+        check("landlock" in row["reason"], f"the reason does not name what could not be dumped: {row['reason']}")
+        check("landlock" in opened["message"], f"the event does not say why there is no checkpoint: {opened['message']}")
+        check("landlock" in daemon.cli("checkpoint", "ls").stdout, "`thaw checkpoint ls` does not say why")
         check(not (daemon.data / "checkpoints" / row["id"]).exists(), "the failed dump has left files")
         rows = daemon.scale(pod.name, 2)
         equal([r["started_from"] for r in rows], ["cold", "cold"], "how they started")

@@ -76,6 +76,11 @@ def test_the_view_from_inside(daemon):
         check(found in (0, []) or str(found).startswith("error"), f"{path} can be read: {found}")
     for path, found in cold["settings"].items():
         check(str(found).startswith("error"), f"{path} {found}")
+    equal((status["Seccomp"], status["Seccomp_filters"]), ("2", "1"), "Seccomp and its filters")
+    check_calls(cold["calls"], "its program")
+    for row in rows:
+        text = daemon.exec(row["id"], "python3", "-S", "-E", "/app/calls.py")
+        check_calls(json.loads(text), f"an exec session in {row['started_from']}")
     check(cold["raw socket"] == "error 1" and cold["device node"] == "error 1", f"raw sockets and device nodes: {cold['raw socket']}, {cold['device node']}")
     names = sorted(name for name, *_ in cold["devices"])
     wanted = ["fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
@@ -96,6 +101,19 @@ def test_the_view_from_inside(daemon):
     for row in rows:
         done = daemon.exec(row["id"], "python3", "-S", "-c", "b = bytearray(400 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1", check_exit=False)
         equal(done.returncode, 137, f"exit code of a program that needs more than the limit in replica {row['id']}")
+
+
+# Answered as if the kernel did not know them: programs then do without.
+UNKNOWN = ("io_uring_setup", "io_uring_enter", "io_uring_register", "add_key", "request_key", "personality of no randomness", "a call of the future")
+
+
+def check_calls(calls, who):
+    """What the seccomp profile answers: ENOSYS, EPERM, EINVAL to the audit socket, and nothing to what is allowed."""
+    wanted = {name: 38 if name in UNKNOWN else 1 for name in calls}
+    wanted |= {"personality asked": 0, "getpid": 0, "audit socket": 22}
+    wanted |= {"mount": 1, "keyctl": calls["keyctl"]}  # allowed by the filter; of mount it is the capability that is missing
+    check(calls["keyctl"] not in (1, 38), f"{who}: keyctl is answered with {calls['keyctl']}")
+    equal(calls, wanted, f"system calls of {who}")
 
 
 def limits(daemon, row):

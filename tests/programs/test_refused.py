@@ -8,10 +8,10 @@ from thawtest import check, equal
 
 
 def compile_program(daemon):
-    """apps/io_uring.c as a mount for a pod; it goes with the daemon's data."""
+    """apps/landlock.c as a mount for a pod; it goes with the daemon's data."""
     folder = daemon.data / "compiled"
     folder.mkdir(exist_ok=True)
-    command = ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", folder / "program", APPS / "io_uring.c"]
+    command = ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", "-o", folder / "program", APPS / "landlock.c"]
     subprocess.run(command, check=True, timeout=60)
     return [{"source": str(folder), "target": "/compiled", "readonly": True}]
 
@@ -20,15 +20,15 @@ def answer(replica):
     return replica.text("/")
 
 
-def test_io_uring(daemon):
-    pod = Program("io-uring", ["/compiled/program"])
+def test_landlock(daemon):
+    pod = Program("landlock", ["/compiled/program"])
     original = deploy(daemon, pod, mounts=compile_program(daemon))
     row = daemon.wait_checkpoint(pod.name, status="failed")
-    check("io_uring" in row["reason"], f"the reason does not name it: {row['reason']}")
+    check("landlock" in row["reason"], f"the reason does not name it: {row['reason']}")
     table = daemon.cli("checkpoint", "ls").stdout
-    check(row["id"] in table and "failed" in table and "io_uring" in table, f"`thaw checkpoint ls` does not say why:\n{table}")
+    check(row["id"] in table and "failed" in table and "landlock" in table, f"`thaw checkpoint ls` does not say why:\n{table}")
     events = [e for e in daemon.cli_json("events", "--pod", pod.name) if e["type"] == "checkpoint.failed"]
-    check(len(events) == 1 and "io_uring" in events[0]["message"], f"the events do not say why: {events}")
+    check(len(events) == 1 and "landlock" in events[0]["message"], f"the events do not say why: {events}")
 
     # It serves on, past the gate and through it.
     equal(answer(original), '"ok"', "the program's answer after the dump")
@@ -49,8 +49,8 @@ def test_io_uring(daemon):
 
 
 def test_the_same_without(daemon):
-    """It is the ring, not the program."""
-    program = Program("no-io-uring", ["/compiled/program", "plain"], when={"http": {}}, state=answer, change=None, published=False)
+    """It is the ruleset, not the program."""
+    program = Program("no-landlock", ["/compiled/program", "plain"], when={"http": {}}, state=answer, change=None, published=False)
     program.spec = {"mounts": compile_program(daemon)}
     round_trip(daemon, program)
 

@@ -3,18 +3,21 @@
 It answers on PORT (8000) at once and writes one JSON object a line to /ctl/notes, a file of the host, opened anew for each line, so
 that no descriptor of it is in a dump. When /ctl/go appears it does what ON_GO names, words separated by blanks:
     print:TEXT (_ is a blank)  touch:PATH  mkdir:PATH  write:PATH  listen:PORT  notify  worker (sends READY=1 from a process of its own)  busy:MIB (holds so much memory)
-Before that it does what AT_START names: the same, and io_uring (opens one, which CRIU cannot dump), leave-when-restored.
+Before that it does what AT_START names: the same, and landlock (opens a ruleset, which CRIU cannot dump), leave-when-restored.
 """
 
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import stat
 import sys
 import threading
 import time
+
+from calls import calls
 
 CTL = "/ctl"
 held = []
@@ -55,6 +58,14 @@ def leave_when_restored():
     os._exit(3)
 
 
+def busy_when_restored(mib):
+    while not os.path.exists("/run/thaw/restored"):
+        time.sleep(0.01)
+    for _ in range(mib):
+        held.append(os.urandom(1 << 20))
+    note("busy")
+
+
 def act(words):
     for word in words.split():
         name, _, value = word.partition(":")
@@ -75,10 +86,12 @@ def act(words):
             worker()
         elif name == "busy":
             held.append(os.urandom(1 << 20) * int(value))
-        elif name == "io_uring":
-            setup = ctypes.CDLL(None, use_errno=True).syscall(425, 8, ctypes.create_string_buffer(120))
-            note("io_uring", descriptor=setup, error=ctypes.get_errno())
-            held.append(setup)
+        elif name == "landlock":
+            ruleset = ctypes.CDLL(None, use_errno=True).syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0)
+            note("landlock", descriptor=ruleset, error=ctypes.get_errno())
+            held.append(ruleset)
+        elif name == "busy-when-restored":
+            threading.Thread(target=busy_when_restored, args=(int(value),), daemon=True).start()
         elif name == "leave-when-restored":
             threading.Thread(target=leave_when_restored, daemon=True).start()
         else:
@@ -154,7 +167,7 @@ def routes(name):
 
 def view():
     lines = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
-    wanted = ("Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "SigIgn", "SigBlk")
+    wanted = ("Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "SigIgn", "SigBlk")
     masked = {}
     for path in ["/proc/" + name for name in MASKED] + ["/sys/firmware", "/sys/dev/block", "/sys/devices/virtual/powercap"]:
         work = os.listdir if os.path.isdir(path) else lambda path: len(read(path))
@@ -170,6 +183,7 @@ def view():
         "limits": read("/proc/self/limits").splitlines(),
         "masked": masked,
         "settings": {path: try_to(lambda path=path: write(path)) for path in SETTINGS},
+        "calls": calls(),
         "raw socket": try_to(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()),
         "device node": try_to(lambda: os.mknod("/dev/mem", stat.S_IFCHR | 0o600, os.makedev(1, 1))),
         "root": sorted(os.listdir("/")),
@@ -206,6 +220,11 @@ def answer(connection, peer):
                     "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(), "argv": sys.argv}  # fmt: skip
         elif words[0] == "view":
             body = view()
+        elif words[0] == "draw":
+            body = {"number": random.getrandbits(64)}
+        elif words[0] == "reseed":
+            random.seed(os.urandom(32))
+            note("reseeded")
         elif words[0] == "warm":
             status = "200 OK" if os.path.exists(CTL + "/go") else "503 Not Yet"
         elif words[0] == "print":

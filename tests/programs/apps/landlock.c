@@ -1,28 +1,19 @@
-// Serves HTTP on port 8000 and holds an io_uring, which CRIU cannot dump. With an argument it does
-// so without the ring.
-#include <linux/io_uring.h>
+// Serves HTTP on port 8000 and holds a landlock ruleset, which CRIU cannot dump. With an argument it does
+// so without it.
+#include <linux/landlock.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 int main(int argc, char** argv) {
   (void)argv;
-  struct io_uring_params parameters;
-  memset(&parameters, 0, sizeof parameters);
   if (argc == 1) {
-    int ring = (int)syscall(SYS_io_uring_setup, 8, &parameters);
-    if (ring < 0) {
-      perror("io_uring_setup");
-      return 1;
-    }
-    size_t size = parameters.sq_off.array + parameters.sq_entries * sizeof(unsigned);
-    if (mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring,
-             IORING_OFF_SQ_RING) == MAP_FAILED) {
-      perror("mmap");
+    struct landlock_ruleset_attr attributes = {.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE};
+    if (syscall(SYS_landlock_create_ruleset, &attributes, sizeof attributes, 0) < 0) {
+      perror("landlock_create_ruleset");
       return 1;
     }
   }

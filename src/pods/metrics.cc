@@ -1,0 +1,156 @@
+#include "pods/metrics.h"
+
+namespace thaw::pods {
+namespace {
+
+constexpr int kPage = 500;
+constexpr std::int64_t kTurnUs = 1'000'000;
+
+// How a restore under way ended when no event of it says so: by what came next.
+bool restoring(const std::string& state) { return state == "restoring" || state == "validating"; }
+
+std::string escaped(const std::string& text) {
+  std::string result;
+  for (char c : text) {
+    if (c == '\\' || c == '"') result += '\\';
+    result += c == '\n' ? ' ' : c;
+  }
+  return result;
+}
+
+std::string labelled(std::string_view name,
+                     std::initializer_list<std::pair<std::string_view, std::string>> labels) {
+  std::string text(name);
+  if (labels.size() == 0) return text;
+  char separator = '{';
+  for (auto& [key, value] : labels) {
+    text += fmt::format("{}{}=\"{}\"", separator, key, escaped(value));
+    separator = ',';
+  }
+  return text + "}";
+}
+
+}  // namespace
+
+std::string metric(std::string_view name,
+                   std::initializer_list<std::pair<std::string_view, std::string>> labels,
+                   std::int64_t value) {
+  return fmt::format("{} {}\n", labelled(name, labels), value);
+}
+
+void Metrics::Histogram::add(double seconds) {
+  for (std::size_t i = 0; i < kBounds.size(); ++i)
+    if (seconds <= kBounds[i]) {
+      ++buckets[i];
+      break;
+    }
+  ++count;
+  sum += seconds;
+}
+
+Metrics::Metrics(state::Database& database)
+    : database_(database), seen_(database.last_event_id()), thread_([this] { loop(); }) {}
+
+Metrics::~Metrics() {
+  close();
+  thread_.join();
+}
+
+void Metrics::close() { closing_ = true; }
+
+void Metrics::loop() {
+  while (!closing_) {
+    std::int64_t seen;
+    {
+      std::scoped_lock lock(mutex_);
+      catch_up();
+      seen = seen_;
+    }
+    // Rows of ended replicas are kept for a while only, so they are read as soon as they end.
+    database_.wait_events(seen, kTurnUs);
+  }
+}
+
+void Metrics::catch_up() {
+  for (;;) {
+    auto events = database_.events(seen_, kPage);
+    for (const auto& event : events) {
+      count(event);
+      seen_ = event.id;
+    }
+    if (events.size() < static_cast<std::size_t>(kPage)) return;
+  }
+}
+
+void Metrics::count(const state::EventRow& event) {
+  ++counters_[labelled("thaw_events_total", {{"type", event.type}})];
+  if (event.type.rfind("checkpoint.", 0) == 0)
+    ++counters_[labelled("thaw_checkpoint_changes_total", {{"status", event.type.substr(11)}})];
+  if (event.type == "replica.fallback" || event.type == "replica.preparing")
+    if (std::string outcome = event.data.value("outcome", ""); !outcome.empty())
+      ++counters_[labelled("thaw_restores_total", {{"outcome", outcome}})];
+  std::string from = event.data.value("from", ""), to = event.data.value("to", "");
+  if (to.empty() || to == "preparing") return;
+  bool over = to == "stopped" || to == "failed";
+  if (!over && to != "ready" && !restoring(from)) return;
+  auto row = database_.replica(event.replica);
+  if (!row) return;
+  if (restoring(from) && to != "validating") {
+    std::string outcome = to == "ready"           ? "Restored"
+                          : !row->outcome.empty() ? row->outcome
+                          : row->intent == "stop" ? "StoppedByUser"
+                                                  : "AppFailed";
+    ++counters_[labelled("thaw_restores_total", {{"outcome", outcome}})];
+  }
+  if (over) ++counters_[labelled("thaw_replica_ends_total", {{"state", to}})];
+  if (to == "ready" && from != "checkpointing") count_phases(*row);
+  // A cold start with a dump is ready when that is over.
+  if (to == "ready" && from == "checkpointing" && row->phases.size() > 1) {
+    int ready = 0;
+    for (const auto& phase : row->phases) ready += phase.name == "ready";
+    if (ready == 1) count_phases(*row);
+  }
+}
+
+void Metrics::count_phases(const state::ReplicaRow& replica) {
+  std::string from = replica.started_from == "cold" ? "cold" : "checkpoint";
+  for (const auto& phase : replica.phases) {
+    if (phase.name == "ready")
+      starts_[fmt::format("started_from=\"{}\"", from)].add(static_cast<double>(phase.start_us) /
+                                                            1e6);
+    else if (phase.end_us)
+      phases_[fmt::format("phase=\"{}\",started_from=\"{}\"", escaped(phase.name), from)].add(
+          static_cast<double>(phase.end_us - phase.start_us) / 1e6);
+  }
+}
+
+std::string Metrics::text() {
+  std::scoped_lock lock(mutex_);
+  catch_up();
+  std::string text, last;
+  for (auto& [name, value] : counters_) {
+    std::string family = name.substr(0, name.find('{'));
+    if (family != last) text += fmt::format("# TYPE {} counter\n", family);
+    last = family;
+    text += fmt::format("{} {}\n", name, value);
+  }
+  auto histograms = [&](const char* name, const char* help,
+                        const std::map<std::string, Histogram>& all) {
+    text += fmt::format("# HELP {} {}\n# TYPE {} histogram\n", name, help, name);
+    for (auto& [labels, histogram] : all) {
+      std::int64_t sum = 0;
+      for (std::size_t i = 0; i < kBounds.size(); ++i) {
+        sum += histogram.buckets[i];
+        text += fmt::format("{}_bucket{{{},le=\"{}\"}} {}\n", name, labels, kBounds[i], sum);
+      }
+      text += fmt::format("{}_bucket{{{},le=\"+Inf\"}} {}\n", name, labels, histogram.count);
+      text += fmt::format("{}_sum{{{}}} {}\n", name, labels, histogram.sum);
+      text += fmt::format("{}_count{{{}}} {}\n", name, labels, histogram.count);
+    }
+  };
+  histograms("thaw_phase_seconds", "Phases of a start, and their parts", phases_);
+  histograms("thaw_start_seconds", "From the request to the open gate", starts_);
+  return text;
+}
+
+}  // namespace thaw::pods

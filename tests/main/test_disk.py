@@ -1,0 +1,96 @@
+"""What checkpoints may take on disk: those used longest ago make room, none in use does, and what would not fit is not begun."""
+
+import thawtest
+from common import Pod, run
+from thawtest import check, equal
+
+GO = {"file": "/ctl/go"}
+MIB = 1 << 20
+
+
+def pod_of(daemon, name, mib):
+    pod = Pod(daemon, name, when=GO, env={"AT_START": f"busy:{mib}"})
+    pod.since = max(1, daemon.last_event())
+    pod.deploy()
+    pod.wait_note("up")
+    pod.go()
+    return pod
+
+
+def status_of(daemon, row):
+    return {r["id"]: r["status"] for r in daemon.api("GET", "/v1/checkpoints")}.get(row["id"])
+
+
+def test_quota():
+    """Room for two: the third takes the place of the one that was used longest ago, and what runs keeps its own."""
+    with thawtest.Daemon("--checkpoint-quota", "130MiB") as daemon:
+        pods, rows = [], []
+        for name in ("one", "two"):
+            pods.append(pod_of(daemon, name, 40))
+            rows.append(pods[-1].wait_checkpoint())
+            daemon.scale(name, 0)
+        # The first was used last, so the second is the oldest.
+        daemon.scale("one", 1)
+        daemon.scale("one", 0)
+        pods.append(pod_of(daemon, "three", 40))
+        rows.append(pods[-1].wait_checkpoint())
+        equal([status_of(daemon, row) for row in rows], ["available", None, "available"], "the checkpoints")
+        gone = next(e for e in daemon.events(pod="two") if e["type"] == "checkpoint.deleted")
+        equal(gone["checkpoint"], rows[1]["id"], "which one went")
+        check("room" in gone["message"], f"the event does not say why: {gone['message']}")
+        check(not (daemon.data / "checkpoints" / rows[1]["id"]).exists(), "its files are left")
+        _, text = daemon.api("GET", "/metrics", raw=True)
+        values = dict(line.split() for line in text.splitlines() if line.startswith("thaw_store_"))
+        check(0 < int(values["thaw_store_bytes"]) <= int(values["thaw_store_quota_bytes"]) == 130 * MIB, f"the store: {values}")
+
+        # Both are in use now: the fourth finds no room, serves without a checkpoint, and nobody loses one.
+        for name, row in (("one", rows[0]), ("three", rows[2])):
+            daemon.scale(name, 0)
+            equal(daemon.scale(name, 1)[0]["started_from"], row["id"], f"what {name} runs from")
+        fourth = pod_of(daemon, "four", 40)
+        ready = fourth.wait_event("replica.ready")
+        check("would not fit into the quota" in ready["message"] and "--checkpoint-quota" in ready["message"], f"the event does not say why: {ready['message']}")
+        equal(daemon.api("GET", "/v1/checkpoints?pod=four"), [], "checkpoints of the fourth: a dump that would not fit is not begun")
+        equal([status_of(daemon, row) for row in (rows[0], rows[2])], ["available"] * 2, "the checkpoints in use")
+        equal(fourth.get()["identity"]["started_from"], "cold", "who serves")
+        refused = daemon.cli("checkpoint", "create", "four", check_exit=False)
+        check(refused.returncode == 1 and "quota" in refused.stderr, f"`thaw checkpoint create`: {refused.returncode}, {refused.stderr}")
+
+        # When one is not in use any more there is room.
+        daemon.scale("one", 0)
+        since = daemon.last_event()
+        daemon.cli("checkpoint", "create", "four")
+        fourth.wait_checkpoint(after=since)
+        equal([status_of(daemon, row) for row in (rows[0], rows[2])], [None, "available"], "the checkpoints afterwards")
+        daemon.clear()
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+def test_full_disk():
+    """A disk without room: no dump is begun, the pod serves, and the event says what to do."""
+    with thawtest.Daemon() as daemon:
+        daemon.stop()
+        # A small disk of its own for the checkpoints.
+        folder = daemon.data / "checkpoints"
+        disk = daemon.data / "disk"
+        with open(disk, "wb") as file:
+            file.truncate(320 * MIB)
+        run("mkfs.ext4", "-q", "-F", "-m", "0", disk)
+        run("mount", "-o", "loop", disk, folder)
+        try:
+            run("rmdir", folder / "lost+found")
+            daemon.start()
+            pod = pod_of(daemon, "large", 100)
+            ready = pod.wait_event("replica.ready")
+            check("would not fit on the disk" in ready["message"] and "make room" in ready["message"], f"the event does not say why: {ready['message']}")
+            equal(daemon.api("GET", "/v1/checkpoints"), [], "checkpoints: a dump that would not fit is not begun")
+            equal(pod.get()["identity"]["started_from"], "cold", "who serves")
+            equal(daemon.api("GET", "/v1/pods/large")["checkpoint"]["backoff"], None, "a full disk is not held against the program")
+            daemon.clear()
+            daemon.stop()
+        finally:
+            run("umount", folder)
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())
