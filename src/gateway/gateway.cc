@@ -1,5 +1,6 @@
 #include "gateway/gateway.h"
 
+#include <atomic>
 #include <future>
 #include <thread>
 
@@ -15,6 +16,7 @@ struct Gateway::Impl {
   const OnNeed on_need;
   std::unique_ptr<Router> router;  // made, used and destroyed on the thread
   std::thread thread;
+  std::atomic<std::uint64_t> calls{0};
 };
 
 Gateway::Gateway(Limits limits, OnNeed on_need)
@@ -77,6 +79,19 @@ bool Gateway::drain(const std::string& replica, std::int64_t timeout_us) {
 
 void Gateway::drop(const std::string& replica) {
   impl_->loop.call([&] { impl_->router->drop(replica); });
+}
+
+std::uint64_t Gateway::call(CallTarget target, CallEvents events) {
+  std::uint64_t number = ++impl_->calls;
+  impl_->loop.post(
+      [this, number, target = std::move(target), events = std::move(events)]() mutable {
+        impl_->router->call(number, target, std::move(events));
+      });
+  return number;
+}
+
+void Gateway::end_call(std::uint64_t number) {
+  impl_->loop.post([this, number] { impl_->router->end_call(number); });
 }
 
 PodTraffic Gateway::traffic(const std::string& pod) const {

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <libmnl/libmnl.h>
+#include <linux/fib_rules.h>
 #include <linux/if.h>
 #include <linux/if_addr.h>
 #include <linux/if_link.h>
@@ -224,6 +225,36 @@ void add_host_route(Batch& batch, int link, const Address& address) {
   route->rtm_dst_len = static_cast<unsigned char>(address.bits());
   put_address(header, RTA_DST, address);
   mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(link));
+}
+
+void add_mark_rule(Batch& batch, int family, std::uint32_t mark, std::uint32_t table) {
+  auto* header = batch.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL,
+                               "add a rule for mark " + std::to_string(mark), 256);
+  auto* rule = static_cast<fib_rule_hdr*>(mnl_nlmsg_put_extra_header(header, sizeof(fib_rule_hdr)));
+  rule->family = static_cast<unsigned char>(family);
+  rule->action = FR_ACT_TO_TBL;
+  mnl_attr_put_u32(header, FRA_PRIORITY, table);
+  mnl_attr_put_u32(header, FRA_FWMARK, mark);
+  mnl_attr_put_u32(header, FRA_TABLE, table);
+}
+
+void add_local_default(Batch& batch, int family, int link, std::uint32_t table) {
+  auto* header = batch.message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE,
+                               "make every address local in table " + std::to_string(table), 256);
+  auto* route = put_route(header, family);
+  route->rtm_table = RT_TABLE_UNSPEC;
+  route->rtm_type = RTN_LOCAL;
+  route->rtm_scope = RT_SCOPE_HOST;
+  mnl_attr_put_u32(header, RTA_TABLE, table);
+  mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(link));
+}
+
+void delete_default_routes(Batch& batch, int link) {
+  for (int family : {AF_INET, AF_INET6}) {
+    auto* header = batch.message(RTM_DELROUTE, 0, "delete the default route", 256);
+    put_route(header, family);
+    mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(link));
+  }
 }
 
 void delete_link(Batch& batch, const std::string& name) {

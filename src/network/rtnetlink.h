@@ -41,6 +41,12 @@ void add_neighbour(Batch& batch, int link, const Address& address, const Mac& ma
 void add_default_route(Batch& batch, int link, const Address& gateway, const Address& source);
 // Replaces one that exists.
 void add_host_route(Batch& batch, int link, const Address& address);
+// Of both families.
+void delete_default_routes(Batch& batch, int link);
+// What carries the mark is routed by the table.
+void add_mark_rule(Batch& batch, int family, std::uint32_t mark, std::uint32_t table);
+// Every address is local, in this table.
+void add_local_default(Batch& batch, int family, int link, std::uint32_t table);
 void delete_link(Batch& batch, const std::string& name);
 // Every link of the group at once: the kernel's long waits are then paid once, not for each link.
 void delete_group(Batch& batch, std::uint32_t group);

@@ -19,6 +19,7 @@
 #include "network/network.h"
 #include "pods/memory_pressure.h"
 #include "pods/spec.h"
+#include "pods/traffic.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/log.h"
@@ -110,7 +111,7 @@ struct Controller::Impl {
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
         network("/run/thaw", preferred_instance(database)),
-        gateway({}, [this](const std::string& pod) { needs_more(pod); }),
+        gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
         slots(settings, criu, network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
@@ -206,10 +207,7 @@ struct Controller::Impl {
       try {
         pod.spec = from_json(row.spec);
         pod.plan = plan_for(pod.spec, row.version);
-        std::vector<gateway::PublishedPort> ports;
-        for (const auto& port : pod.spec.ports)
-          ports.push_back({port.address, port.host, port.container});
-        gateway.publish(row.name, ports, pod.spec.concurrency);
+        gateway.publish(row.name, published_ports(pod.spec), pod.spec.concurrency);
       } catch (const std::exception& error) {
         pod.broken = error.what();
         log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
@@ -567,9 +565,8 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     }
   }
   PodPlan plan = impl.plan_for(spec, version);
-  std::vector<gateway::PublishedPort> ports;
-  for (const auto& port : spec.ports) ports.push_back({port.address, port.host, port.container});
-  ports = impl.gateway.publish(spec.name, ports, spec.concurrency);
+  std::vector<gateway::PublishedPort> ports =
+      impl.gateway.publish(spec.name, published_ports(spec), spec.concurrency);
   for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
   plan.spec.ports = spec.ports;
 
