@@ -13,7 +13,7 @@ Call::Call(Router& router, Pod& pod, Hold& hold, Way way, std::int64_t bytes, st
 
 void Call::connected(std::uint32_t) {
   router_.loop.unwatch(upstream_.get());
-  std::exchange(events_.answered, {})(Reached{std::move(upstream_), replica()->id});
+  std::exchange(events_.answered, {})(Reached{std::move(upstream_), replica()->id, was_held()});
 }
 
 void Call::refuse(Refusal why) {

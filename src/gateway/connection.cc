@@ -218,6 +218,7 @@ void Connection::none_reached() {
   tried_.clear();
   if (pod_.ready.empty()) {
     dialing_since_us_ = backoff_us_ = 0;
+    was_held_ = true;
     return put_on_hold();
   }
   if (router_.loop.now_us() - dialing_since_us_ >= router_.limits.connect_timeout_us) {

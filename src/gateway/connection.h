@@ -46,6 +46,7 @@ class Connection : public EventLoop::Handler {
   const Hold* hold() const { return hold_; }
   const Replica* replica() const { return replica_; }
   Pod& pod() const { return pod_; }
+  bool was_held() const { return was_held_; }  // while no replica was ready
 
   void on_events(int tag, std::uint32_t events) final;
   void on_timer() final;
@@ -102,6 +103,7 @@ class Connection : public EventLoop::Handler {
   const std::int64_t accepted_us_;
   Replica* replica_ = nullptr;  // counted in its in_flight
   std::list<Connection*>::iterator held_at_{};
+  bool was_held_ = false;
   std::int64_t held_bytes_ = 0;        // its part of hold_->bytes
   std::int64_t dialing_since_us_ = 0;  // 0: no attempt yet since a replica was ready
   std::int64_t backoff_us_ = 0;  // held only for a moment, because every ready replica refused

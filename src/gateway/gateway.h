@@ -86,6 +86,7 @@ struct CallTarget {
 struct Reached {
   Fd socket;  // connected, non-blocking
   std::string replica;
+  bool held = false;  // no replica was ready when it came
 };
 using CallAnswer = std::variant<Reached, Refusal>;
 // Both are called on the gateway's thread and must not wait for anything.

@@ -112,6 +112,7 @@ struct Controller::Impl {
         host(lifecycle::host_class(criu.version)),
         network("/run/thaw", preferred_instance(database)),
         gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
+        front(make_front(settings, gateway, database)),
         slots(settings, criu, network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
@@ -144,6 +145,7 @@ struct Controller::Impl {
   std::mutex needy_mutex;
   std::set<std::string> needy;  // pods whose connections call for more replicas
   gateway::Gateway gateway;
+  std::unique_ptr<front::Front> front;
   lifecycle::Slots slots;
   lifecycle::Turns turns;
   lifecycle::Checkpoints checkpoints;
@@ -200,6 +202,14 @@ struct Controller::Impl {
     return lifecycle::make_plan(spec, version, &*found, host, criu_missing);
   }
 
+  // Everything that leads clients to the pod; nothing has changed when it throws.
+  std::vector<gateway::PublishedPort> publish(const state::PodSpec& spec) {
+    if (front) front->routes().check(spec.name, routes_of(spec));
+    auto ports = gateway.publish(spec.name, published_ports(spec), spec.concurrency);
+    if (front) front->routes().set(spec.name, routes_of(spec));
+    return ports;
+  }
+
   void load_pods() {
     for (auto& row : database.pods()) {
       Pod pod;
@@ -207,7 +217,7 @@ struct Controller::Impl {
       try {
         pod.spec = from_json(row.spec);
         pod.plan = plan_for(pod.spec, row.version);
-        gateway.publish(row.name, published_ports(pod.spec), pod.spec.concurrency);
+        publish(pod.spec);
       } catch (const std::exception& error) {
         pod.broken = error.what();
         log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
@@ -507,6 +517,7 @@ Controller::~Controller() {
 
 void Controller::start() {
   impl_->load_pods();
+  if (impl_->front) impl_->front->start();
   impl_->adopt_replicas();
   impl_->network.remove_stray_interfaces();
   impl_->slots.start_refill();
@@ -565,8 +576,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     }
   }
   PodPlan plan = impl.plan_for(spec, version);
-  std::vector<gateway::PublishedPort> ports =
-      impl.gateway.publish(spec.name, published_ports(spec), spec.concurrency);
+  std::vector<gateway::PublishedPort> ports = impl.publish(spec);
   for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
   plan.spec.ports = spec.ports;
 
@@ -701,6 +711,7 @@ void Controller::remove(const std::string& name, bool force) {
                   "see `thaw ps`, then try again");
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
+  if (impl.front) impl.front->routes().remove(name);
   impl.gateway.unpublish(name);
   impl.pods.erase(name);
   impl.database.transaction([&] {

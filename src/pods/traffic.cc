@@ -36,4 +36,24 @@ std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec) 
   return ports;
 }
 
+std::vector<front::Route> routes_of(const state::PodSpec& spec) {
+  std::vector<front::Route> routes;
+  for (const auto& route : spec.routes)
+    routes.push_back({route.host, route.path, spec.name, route.port});
+  return routes;
+}
+
+std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
+                                         gateway::Gateway& gateway, state::Database& database) {
+  if (settings.front.empty()) return nullptr;
+  front::Options options{.address = settings.front,
+                         .tls_cert = settings.front_tls_cert,
+                         .tls_key = settings.front_tls_key};
+  options.was_restored = [&database](const std::string& replica) {
+    auto row = database.replica(replica);
+    return row && row->started_from != "cold";
+  };
+  return std::make_unique<front::Front>(gateway, std::move(options));
+}
+
 }  // namespace thaw::pods
