@@ -3,6 +3,8 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 
+#include <limits>
+
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
@@ -19,6 +21,8 @@ namespace thaw::front {
 namespace {
 
 constexpr std::uint32_t kHeaderLimit = 64 * 1024;
+// (Beast 1.74 takes "none" for less than any length.)
+constexpr auto kAnyLength = std::numeric_limits<std::uint64_t>::max();
 constexpr std::size_t kBuffer = 64 * 1024;
 constexpr std::size_t kFirstRead = 4 * 1024;
 constexpr std::int64_t kHearUs = 2'000'000;
@@ -163,7 +167,7 @@ Task<> Session::run() {
 Task<bool> Session::one_request() {
   Exchange exchange(shared_);
   exchange.request.header_limit(kHeaderLimit);
-  exchange.request.body_limit(boost::none);
+  exchange.request.body_limit(kAnyLength);
   within(client_->secure() && in_.empty() ? shared_.options.idle_us : shared_.options.header_us);
   while (!exchange.request.is_header_done()) {
     error_code error;
@@ -346,7 +350,7 @@ Task<bool> Session::download(Exchange& exchange, Upload& work) {
   for (;;) {
     AnswerParser answer;
     answer.header_limit(kHeaderLimit);
-    answer.body_limit(boost::none);
+    answer.body_limit(kAnyLength);
     answer.skip(exchange.head);
     while (!answer.is_header_done()) {
       error_code error;

@@ -50,6 +50,7 @@ def test_what_is_added(daemon):
     """The replica learns who asked; what a client says of itself in these fields is dropped; one connection's fields go no further."""
     front = Front(PORT)
     deploy(daemon, "a", routes=[{}])
+    front.seen()  # what is "ready" in the list may be held for some microseconds more
     seen, headers = front.seen("/seen?q=%20x", headers={"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6", "Forwarded": "for=6.6.6.6", "X-Forwarded-Proto": "gopher",
                                                         "Keep-Alive": "1", "Connection": "keep-alive, X-Private", "X-Private": "1", "X-Own": "kept", "TE": "trailers"})  # fmt: skip
     found = {name.lower(): value for name, value in seen["headers"]}

@@ -49,7 +49,7 @@ class Front:
     def ask(self, path="/seen", method="GET", body=None, host="a.example.com", headers=None, timeout=30):
         """status, headers, body"""
         with contextlib.closing(self.connection(timeout)) as connection:
-            connection.request(method, path, body, {"Host": host, **(headers or {})})
+            connection.request(method, path, body, {"Host": host, **(headers or {})}, encode_chunked="Transfer-Encoding" in (headers or {}))
             response = connection.getresponse()
             return response.status, response.headers, response.read()
 
