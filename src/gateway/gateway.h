@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -121,6 +122,13 @@ class Gateway {
   bool drain(const std::string& replica, std::int64_t timeout_us);
   // Resets what is left of this replica's connections.
   void drop(const std::string& replica);
+
+  // Connections of replicas to other pods come to this listener (network/links.h). `find` says
+  // which pod is meant by an address, if the replica of the other address may reach it; called from
+  // the gateway's thread, it must not call the gateway.
+  using FindLink = std::function<std::optional<std::string>(const std::string& replica_address,
+                                                            const std::string& link_address)>;
+  void listen_for_links(const std::string& address, std::uint16_t port, FindLink find);
 
   // Returns the call's number at once. After the answer it counts as in flight until end_call,
   // which must follow once (it does not wait); without an answer yet, end_call calls it off.

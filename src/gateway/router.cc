@@ -267,25 +267,38 @@ void Router::release(Replica& replica) {
 // ---- connections ----
 
 void Router::accepted(Port& port, Fd client, const sockaddr_storage& address) {
-  Pod& pod = port.pod;
-  bool full = pod.ready.empty() && std::ssize(port.hold.waiting) >= limits.held_per_port;
+  accept(port.pod, port.hold, port.where, std::move(client), address);
+}
+
+void Router::accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
+                    const sockaddr_storage& address) {
+  bool full = pod.ready.empty() && std::ssize(hold.waiting) >= limits.held_per_port;
   if (full)
-    complain("a connection was refused: too many are held", pod, port.where.container,
+    complain("a connection was refused: too many are held", pod, port.container,
              "no replica is ready");
-  if (full && port.where.protocol == Protocol::kTcp) return reset_socket(client);
-  Way way{
-      .port = port.where.container, .client_address = port.where.client_address, .client = address};
+  if (full && port.protocol == Protocol::kTcp) return reset_socket(client);
+  Way way{.port = port.container, .client_address = port.client_address, .client = address};
   if (way.client_address == ClientAddress::kProxy) {
     socklen_t size = sizeof way.server;
     ::getsockname(client.get(), reinterpret_cast<sockaddr*>(&way.server), &size);
   }
-  auto owned =
-      std::make_unique<Tunnel>(*this, pod, port.hold, way, port.where.protocol, std::move(client));
+  auto owned = std::make_unique<Tunnel>(*this, pod, hold, way, port.protocol, std::move(client));
   Tunnel& tunnel = *owned;
   add(std::move(owned));
   if (full) return tunnel.start_refused(Refusal::kTooMany);
   ++pod.traffic.total;
   tunnel.start();
+}
+
+void Router::accepted_link(const std::string& name, std::uint16_t number, Fd client,
+                           const sockaddr_storage& address) {
+  auto found = pods_.find(name);
+  if (found == pods_.end()) return reset_socket(client);
+  Pod& pod = found->second;
+  auto port = std::ranges::find_if(
+      pod.ports, [&](auto& candidate) { return candidate->where.container == number; });
+  if (port == pod.ports.end()) return reset_socket(client);
+  accept(pod, pod.calls, (*port)->where, std::move(client), address);
 }
 
 void Router::call(std::uint64_t number, const CallTarget& target, CallEvents events) {

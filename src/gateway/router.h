@@ -113,6 +113,9 @@ class Router {
 
   // For ports and connections.
   void accepted(Port& port, Fd client, const sockaddr_storage& address);
+  // From a replica that may; reset when the pod has no such port.
+  void accepted_link(const std::string& pod, std::uint16_t port, Fd client,
+                     const sockaddr_storage& address);
   // The ready replica with the fewest connections in flight that is not among `tried`; nullptr when
   // there is none.
   Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried);
@@ -137,6 +140,8 @@ class Router {
   void close_port(std::unique_ptr<Port> port);
   void close_hold(const Hold& hold);
   void add(std::unique_ptr<Connection> connection);
+  void accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
+              const sockaddr_storage& address);
   std::vector<Connection*> connections_where(
       const std::function<bool(const Connection&)>& matches) const;
   Fd listen_for(const PublishedPort& port) const;

@@ -185,9 +185,9 @@ void set_group(Batch& batch, const std::string& name, std::uint32_t group) {
   mnl_attr_put_u32(change_link(batch, name, "set the group of link " + name), IFLA_GROUP, group);
 }
 
-void add_address(Batch& batch, int link, const Address& address, int prefix) {
-  auto* header =
-      batch.message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, "add address " + address.text(), 256);
+namespace {
+
+void put_ifaddr(nlmsghdr* header, int link, const Address& address, int prefix) {
   auto* message = static_cast<ifaddrmsg*>(mnl_nlmsg_put_extra_header(header, sizeof(ifaddrmsg)));
   message->ifa_family = static_cast<unsigned char>(address.family);
   message->ifa_prefixlen = static_cast<unsigned char>(prefix);
@@ -195,6 +195,19 @@ void add_address(Batch& batch, int link, const Address& address, int prefix) {
   message->ifa_flags = address.family == AF_INET6 ? IFA_F_NODAD : 0;
   put_address(header, IFA_LOCAL, address);
   put_address(header, IFA_ADDRESS, address);
+}
+
+}  // namespace
+
+void add_address(Batch& batch, int link, const Address& address, int prefix) {
+  put_ifaddr(
+      batch.message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, "add address " + address.text(), 256),
+      link, address, prefix);
+}
+
+void delete_address(Batch& batch, int link, const Address& address, int prefix) {
+  put_ifaddr(batch.message(RTM_DELADDR, 0, "delete address " + address.text(), 256), link, address,
+             prefix);
 }
 
 void add_neighbour(Batch& batch, int link, const Address& address, const Mac& mac) {

@@ -35,6 +35,7 @@ void without_link_local(Batch& batch, const std::string& name);
 void set_up(Batch& batch, const std::string& name, bool up);
 void set_group(Batch& batch, const std::string& name, std::uint32_t group);
 void add_address(Batch& batch, int link, const Address& address, int prefix);
+void delete_address(Batch& batch, int link, const Address& address, int prefix);
 // Never resolved, never aged. Replaces one that exists.
 void add_neighbour(Batch& batch, int link, const Address& address, const Mac& mac);
 // Default route through a gateway that is in no subnet of ours.

@@ -16,6 +16,7 @@
 #include "lifecycle/replica.h"
 #include "lifecycle/slots.h"
 #include "lifecycle/turns.h"
+#include "network/links.h"
 #include "network/network.h"
 #include "pods/memory_pressure.h"
 #include "pods/spec.h"
@@ -144,6 +145,7 @@ struct Controller::Impl {
   MemoryPressure pressure;
   std::mutex needy_mutex;
   std::set<std::string> needy;  // pods whose connections call for more replicas
+  Links links{database};
   gateway::Gateway gateway;
   std::unique_ptr<front::Front> front;
   lifecycle::Slots slots;
@@ -207,6 +209,7 @@ struct Controller::Impl {
     if (front) front->routes().check(spec.name, routes_of(spec));
     auto ports = gateway.publish(spec.name, published_ports(spec), spec.concurrency);
     if (front) front->routes().set(spec.name, routes_of(spec));
+    links.set(spec.name, spec.links);
     return ports;
   }
 
@@ -518,6 +521,11 @@ Controller::~Controller() {
 void Controller::start() {
   impl_->load_pods();
   if (impl_->front) impl_->front->start();
+  impl_->gateway.listen_for_links(network::link_listener(impl_->network.instance()),
+                                  network::kLinkPort,
+                                  [this](const std::string& replica, const std::string& link) {
+                                    return impl_->links.find(replica, link);
+                                  });
   impl_->adopt_replicas();
   impl_->network.remove_stray_interfaces();
   impl_->slots.start_refill();
@@ -712,6 +720,7 @@ void Controller::remove(const std::string& name, bool force) {
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
   if (impl.front) impl.front->routes().remove(name);
+  impl.links.set(name, {});
   impl.gateway.unpublish(name);
   impl.pods.erase(name);
   impl.database.transaction([&] {

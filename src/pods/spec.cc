@@ -1,5 +1,6 @@
 #include "pods/spec.h"
 
+#include "network/links.h"
 #include "pods/condition_spec.h"
 #include "pods/document.h"
 #include "pods/fields.h"
@@ -458,6 +459,10 @@ class Checks {
         if (spec_.links[i] == spec_.links[j])
           refuse(path, "it is the same as links[" + std::to_string(j) + "]",
                  "leave one of them out");
+      for (std::size_t j = 0; j < i; ++j)
+        if (network::link_address(spec_.links[i]) == network::link_address(spec_.links[j]))
+          refuse(path, "its address is that of links[" + std::to_string(j) + "] by chance",
+                 "give one of the pods another name");
     }
     if (!spec_.links.empty() && spec_.network == PodSpec::Network::kNone)
       refuse("links", "a pod with network: none reaches nothing",

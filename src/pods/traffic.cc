@@ -1,5 +1,7 @@
 #include "pods/traffic.h"
 
+#include "network/links.h"
+
 namespace thaw::pods {
 namespace {
 
@@ -34,6 +36,30 @@ std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec) 
                                      : gateway::Protocol::kTcp,
                      .client_address = client_address(port.client_address)});
   return ports;
+}
+
+void Links::set(const std::string& pod, const std::vector<std::string>& links) {
+  std::map<std::string, std::string> names;
+  for (const std::string& link : links) names.emplace(network::link_address(link), link);
+  std::lock_guard lock(mutex_);
+  if (names.empty())
+    by_pod_.erase(pod);
+  else
+    by_pod_[pod] = std::move(names);
+}
+
+std::optional<std::string> Links::find(const std::string& replica_address,
+                                       const std::string& link_address) {
+  {
+    std::lock_guard lock(mutex_);
+    if (by_pod_.empty()) return std::nullopt;
+  }
+  std::string pod = database_.pod_at(replica_address);
+  std::lock_guard lock(mutex_);
+  auto names = by_pod_.find(pod);
+  if (names == by_pod_.end()) return std::nullopt;
+  auto found = names->second.find(link_address);
+  return found == names->second.end() ? std::nullopt : std::optional(found->second);
 }
 
 std::vector<front::Route> routes_of(const state::PodSpec& spec) {

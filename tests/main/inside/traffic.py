@@ -116,12 +116,12 @@ def tell_who():
     listener = socket.create_server(("0.0.0.0", 9000), backlog=1024)
     while True:
         client, peer = listener.accept()
-        client.sendall(f"{peer[0]}\n".encode())
-        threading.Thread(target=echo, args=(client,), daemon=True).start()
+        threading.Thread(target=echo, args=(client, peer), daemon=True).start()
 
 
-def echo(client):
+def echo(client, peer):
     try:
+        client.sendall(f"{peer[0]}\n".encode())
         while piece := client.recv(65536):
             client.sendall(piece)
     except OSError:
