@@ -23,7 +23,8 @@ namespace {
 struct DaemonOptions {
   lifecycle::Settings settings;
   std::vector<std::string> listen;
-  std::string log_level = "info", log_format = "text", slots, quota;
+  std::string log_level = "info", log_format = "text", slots, quota, hold_connections, hold_bytes,
+              hold_time;
   bool stop_replicas = false;
 };
 
@@ -75,6 +76,33 @@ void log_doctor(pods::Controller& controller) {
   }
 }
 
+void read_hold_limits(DaemonOptions& options) {
+  lifecycle::Settings& settings = options.settings;
+  if (!options.hold_connections.empty())
+    settings.hold_connections =
+        static_cast<int>(number(options.hold_connections, "--hold-connections", 0, 1'000'000));
+  if (!options.hold_bytes.empty()) {
+    auto bytes = parse_bytes(options.hold_bytes);
+    if (!bytes || *bytes > (1ull << 50))
+      throw Error(Code::kInvalid, "use --hold-bytes", options.hold_bytes, "it is not a size",
+                  "give one such as 64MiB");
+    settings.hold_bytes = static_cast<std::int64_t>(*bytes);
+  }
+  if (!options.hold_time.empty()) {
+    auto time = parse_duration_us(options.hold_time);
+    if (!time || *time < 1'000)
+      throw Error(Code::kInvalid, "use --hold-time", options.hold_time, "it is not a duration",
+                  "give one such as 2m");
+    settings.hold_time_us = *time;
+  }
+  if (settings.front_tls_cert.empty() != settings.front_tls_key.empty())
+    throw Error(Code::kInvalid, "use --front-tls-cert and --front-tls-key", {},
+                "one of them is given without the other", "give both, or none for plain HTTP");
+  if (settings.front.empty() && !settings.front_tls_cert.empty())
+    throw Error(Code::kInvalid, "use --front-tls-cert", settings.front_tls_cert,
+                "there is no shared HTTP port", "give --front ADDRESS:PORT, too");
+}
+
 int daemon(DaemonOptions& options) {
   set_up_log(options);
   if (::geteuid() != 0) {
@@ -92,6 +120,7 @@ int daemon(DaemonOptions& options) {
                   "give one such as 20GiB");
     options.settings.checkpoint_quota = *bytes;
   }
+  read_hold_limits(options);
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
   if (listen.empty())
@@ -162,6 +191,17 @@ Command daemon_command() {
       {"--checkpoint-quota", "SIZE", &options->quota,
        "What all checkpoints may take on disk; those not used for longest go first (no limit but "
        "the disk)"},
+      {"--hold-connections", "N", &options->hold_connections,
+       "Connections held for a pod's port while no replica is ready (1024)"},
+      {"--hold-bytes", "SIZE", &options->hold_bytes,
+       "What those may have sent meanwhile, together (64MiB)"},
+      {"--hold-time", "TIME", &options->hold_time, "How long a connection is held (2m)"},
+      {"--front", "ADDRESS:PORT", &options->settings.front,
+       "A shared HTTP port, which leads to pods by their routes"},
+      {"--front-tls-cert", "FILE", &options->settings.front_tls_cert,
+       "Certificate chain (PEM) of the shared port, which then speaks HTTPS", "@file"},
+      {"--front-tls-key", "FILE", &options->settings.front_tls_key, "Its private key (PEM)",
+       "@file"},
       {"--stop-replicas-on-exit", "", &options->stop_replicas,
        "Stop all replicas when the daemon ends"}};
   command.run = [options](Context&) { return daemon(*options); };

@@ -3,10 +3,13 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
+#include "gateway/proxy_header.h"
 #include "gateway/router.h"
+#include "network/foreign_sources.h"
 #include "util/error.h"
 #include "util/log.h"
 
@@ -14,36 +17,19 @@ namespace thaw::gateway {
 namespace {
 
 constexpr std::uint32_t kEvents = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-constexpr std::int64_t kLingerUs = 5'000'000;
 constexpr std::int64_t kFirstBackoffUs = 2'000;
 constexpr std::int64_t kLastBackoffUs = 100'000;
 
 }  // namespace
 
-Connection::Connection(Router& router, Port& port, Fd client)
-    : router_(router),
-      pod_(port.pod),
-      port_(&port),
-      container_port_(port.where.container),
-      accepted_us_(router.loop.now_us()) {
-  relay_.client.fd = std::move(client);
-}
+Connection::Connection(Router& router, Pod& pod, Hold& hold, Way way)
+    : router_(router), pod_(pod), way_(way), hold_(&hold), accepted_us_(router.loop.now_us()) {}
 
-template <typename Work>
-void Connection::guarded(const Work& work) {
-  try {
-    work();
-  } catch (const std::exception& error) {
-    router_.complain("a connection failed", pod_, container_port_, describe(error));
-    finish(End::kReset);
-  }
-}
+Connection::~Connection() = default;
 
-void Connection::start() {
-  guarded([&] {
-    router_.loop.watch(relay_.client.fd.get(), *this, kClientTag, kEvents);
-    dispatch();
-  });
+void Connection::failed(const std::exception& error) {
+  router_.complain("a connection failed", pod_, way_.port, describe(error));
+  if (phase_ != Phase::kDone) abort();
 }
 
 void Connection::dispatch() {
@@ -56,61 +42,44 @@ void Connection::dispatch() {
 
 void Connection::on_events(int tag, std::uint32_t events) {
   guarded([&] {
-    (tag == kClientTag ? relay_.client : relay_.replica).note(events);
-    switch (phase_) {
-      case Phase::kHeld:
-        if (client_left()) finish(End::kReset);
-        break;
-      case Phase::kDialing:
-        if (tag == kClientTag) {
-          if (client_left()) finish(End::kReset);
-        } else {
-          int error = Dialer::result(relay_.replica.fd);
-          if (error == 0)
-            relay();
-          else if (error != EINPROGRESS)
-            attempt_failed(error);
-        }
-        break;
-      case Phase::kRelaying:
-        pump();
-        break;
-      case Phase::kNew:
-      case Phase::kDone:
-        break;
+    if (tag == kClientTag) {
+      on_client(events);
+      if (phase_ != Phase::kHeld && phase_ != Phase::kDialing) return;
+      if (client_left()) return abort();
+      if (phase_ == Phase::kHeld) count_bytes();
+      return;
     }
+    if (phase_ == Phase::kConnected) return on_upstream(events);
+    if (phase_ != Phase::kDialing) return;
+    int error = Dialer::result(upstream_);
+    if (error == 0)
+      reached(events);
+    else if (error != EINPROGRESS)
+      attempt_failed(error);
   });
 }
 
 void Connection::on_turn() {
   guarded([&] {
-    if (phase_ == Phase::kRelaying) pump();
+    if (phase_ == Phase::kConnected) on_own_turn();
   });
 }
 
 void Connection::on_timer() {
   guarded([&] {
-    std::int64_t now = router_.loop.now_us();
     switch (phase_) {
       case Phase::kHeld:
         if (backoff_us_ > 0) return dispatch();
-        router_.complain("a held connection was given up", pod_, container_port_,
+        router_.complain("a held connection was given up", pod_, way_.port,
                          "no replica became ready in time");
-        finish(End::kReset);
+        give_up(Refusal::kTooLong);
         break;
       case Phase::kDialing:
         attempt_failed(ETIMEDOUT);
         break;
-      case Phase::kRelaying:
-        // A replica that ended its stream may wait for a long upload still, or be closed for good,
-        // which would hold up a drain: the kernel finds out which. (Clients have it from the
-        // start.)
-        if (lingering_) keep_alive(relay_.replica.fd);
-        // Activity does not touch the timer; it finds out here.
-        if (now - active_us_ >= router_.limits.idle_timeout_us)
-          finish(End::kReset);
-        else
-          router_.loop.set_timer(*this, active_us_ + router_.limits.idle_timeout_us);
+      case Phase::kConnected:
+      case Phase::kRefused:
+        on_own_timer();
         break;
       case Phase::kNew:
       case Phase::kDone:
@@ -121,12 +90,12 @@ void Connection::on_timer() {
 
 // ---- held ----
 
-void Connection::hold() {
-  if (!port_) return finish(End::kReset);
+void Connection::put_on_hold() {
+  if (!hold_) return give_up(Refusal::kNotPublished);
   phase_ = Phase::kHeld;
   ++pod_.traffic.held;
   // One that comes back from a replica that left is older than those behind it.
-  auto& held = port_->held;
+  auto& held = hold_->waiting;
   auto place = held.end();
   if (!held.empty() && held.back()->accepted_us_ > accepted_us_)
     place = std::find_if(held.begin(), held.end(),
@@ -135,29 +104,40 @@ void Connection::hold() {
   router_.traffic_changed(pod_);
   router_.loop.set_timer(*this, backoff_us_ > 0 ? router_.loop.now_us() + backoff_us_
                                                 : accepted_us_ + router_.limits.held_timeout_us);
+  count_bytes();
+}
+
+void Connection::count_bytes() {
+  std::int64_t now = waiting_bytes();
+  hold_->bytes += now - std::exchange(held_bytes_, now);
+  if (hold_->bytes <= router_.limits.held_bytes_per_port) return;
+  router_.complain("a held connection was given up", pod_, way_.port,
+                   "those held have sent more than may wait");
+  give_up(Refusal::kTooManyBytes);
 }
 
 void Connection::leave_hold() {
   if (phase_ != Phase::kHeld) return;
-  port_->held.erase(held_at_);
+  hold_->waiting.erase(held_at_);
+  hold_->bytes -= std::exchange(held_bytes_, 0);
   --pod_.traffic.held;
   phase_ = Phase::kNew;
   router_.loop.clear_timer(*this);
 }
 
-bool Connection::client_left() const {
-  if (relay_.client.failed) return true;
-  if (!relay_.client.hung_up) return false;
-  // An end of stream behind a request may be a half-close: such a client still waits for its
-  // answer. Keep-alive finds out when it does not. Without a request nobody is there to answer to.
-  char byte;
-  ssize_t got = ::recv(relay_.client.fd.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR);
+void Connection::hold_closed() {
+  guarded([&] {
+    bool held = phase_ == Phase::kHeld;
+    leave_hold();
+    hold_ = nullptr;
+    if (held) give_up(Refusal::kNotPublished);
+  });
 }
 
-void Connection::port_closed() {
-  if (phase_ == Phase::kHeld) finish(End::kReset);
-  port_ = nullptr;
+void Connection::give_up(Refusal why) {
+  leave_hold();
+  phase_ = Phase::kRefused;
+  refuse(why);
 }
 
 // ---- dialled ----
@@ -173,7 +153,7 @@ void Connection::dial() {
       phase_ = Phase::kDialing;
       addresses_tried_ = 0;
       // A program that binds loopback only would otherwise refuse each connection once.
-      auto known = replica_->answered_at.find(container_port_);
+      auto known = replica_->answered_at.find(address_key());
       first_address_ = known == replica_->answered_at.end() ? 0 : known->second;
     }
     while (addresses_tried_ < kReplicaAddresses)
@@ -183,19 +163,32 @@ void Connection::dial() {
   }
 }
 
+// What is known of a port holds for one family.
+std::uint32_t Connection::address_key() const {
+  bool v6 = way_.client_address == ClientAddress::kKeep && way_.client.ss_family == AF_INET6;
+  return way_.port | (v6 ? 1u << 16 : 0);
+}
+
 // True when it is connected or may become so.
 bool Connection::attempt_address() {
   int address = (first_address_ + addresses_tried_) % kReplicaAddresses;
-  Dialer::Attempt attempt = router_.dialer.connect(replica_->netns, address, container_port_);
+  Dialer::Attempt attempt;
+  if (way_.client_address == ClientAddress::kKeep && Dialer::can_keep(way_.client)) {
+    if (!std::exchange(replica_->admits_clients, true))
+      network::admit_foreign_sources(replica_->netns);
+    attempt = router_.dialer.connect_as(replica_->netns, way_.client, address, way_.port);
+  } else {
+    attempt = router_.dialer.connect(replica_->netns, address, way_.port);
+  }
   if (!attempt.socket) {
     last_error_ = attempt.error;
     ++addresses_tried_;
     return false;
   }
-  relay_.replica.fd = std::move(attempt.socket);
-  router_.loop.watch(relay_.replica.fd.get(), *this, kReplicaTag, kEvents);
+  upstream_ = std::move(attempt.socket);
+  router_.loop.watch(upstream_.get(), *this, kReplicaTag, kEvents);
   if (attempt.connected())
-    relay();
+    reached(0);
   else
     router_.loop.set_timer(*this, router_.loop.now_us() + router_.limits.connect_timeout_us);
   return true;
@@ -208,25 +201,40 @@ void Connection::attempt_failed(int cause) {
   dial();
 }
 
+void Connection::reached(std::uint32_t events) {
+  phase_ = Phase::kConnected;
+  router_.loop.clear_timer(*this);
+  replica_->answered_at[address_key()] = (first_address_ + addresses_tried_) % kReplicaAddresses;
+  tried_ = {};
+  if (way_.client_address == ClientAddress::kProxy) {
+    // Fits: nothing was written to this socket yet.
+    std::string header = proxy_header(way_.client, way_.server);
+    (void)::send(upstream_.get(), header.data(), header.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
+  connected(events);
+}
+
 void Connection::none_reached() {
   tried_.clear();
   if (pod_.ready.empty()) {
     dialing_since_us_ = backoff_us_ = 0;
-    return hold();
+    was_held_ = true;
+    return put_on_hold();
   }
   if (router_.loop.now_us() - dialing_since_us_ >= router_.limits.connect_timeout_us) {
-    router_.complain("a connection was reset: no ready replica accepts it", pod_, container_port_,
+    router_.complain("a connection was refused: no ready replica accepts it", pod_, way_.port,
                      std::strerror(last_error_));
-    return finish(End::kReset);
+    return give_up(Refusal::kUnreachable);
   }
   backoff_us_ = std::clamp(backoff_us_ * 2, kFirstBackoffUs, kLastBackoffUs);
-  hold();
+  put_on_hold();
 }
 
 void Connection::replica_dropped() {
-  // Nothing was sent to it yet: another one can serve this client.
   guarded([&] {
-    if (phase_ != Phase::kDialing) return finish(End::kReset);
+    if (phase_ == Phase::kConnected) return dropped();
+    if (phase_ != Phase::kDialing) return;
+    // Nothing was sent to it yet: another one can serve this client.
     close_attempt();
     release_replica();
     dial();
@@ -241,63 +249,15 @@ void Connection::release_replica() {
 
 void Connection::close_attempt() {
   router_.loop.clear_timer(*this);
-  if (relay_.replica.fd) router_.loop.unwatch(relay_.replica.fd.get());
-  relay_.replica = {};
+  if (upstream_) router_.loop.unwatch(upstream_.get());
+  upstream_.reset();
 }
 
-// ---- relayed ----
-
-void Connection::relay() {
-  phase_ = Phase::kRelaying;
-  replica_->answered_at[container_port_] = (first_address_ + addresses_tried_) % kReplicaAddresses;
-  tried_ = {};
-  // The request is mostly there already; if not, one call finds that out.
-  relay_.client.readable = relay_.client.writable = relay_.replica.writable = true;
-  active_us_ = router_.loop.now_us();
-  router_.loop.set_timer(*this, active_us_ + router_.limits.idle_timeout_us);
-  pump();
-}
-
-void Connection::pump() {
-  std::uint64_t before = relay_.moved();
-  Relay::Progress progress = relay_.pump(router_.tools);
-  if (relay_.moved() != before) active_us_ = router_.loop.now_us();
-  switch (progress) {
-    case Relay::Progress::kWaiting:
-      if (relay_.replica_ended() && !lingering_) {
-        lingering_ = true;
-        router_.loop.set_timer(
-            *this, std::min(active_us_ + kLingerUs, active_us_ + router_.limits.idle_timeout_us));
-      }
-      break;
-    case Relay::Progress::kMore:
-      router_.loop.again(*this);
-      break;
-    case Relay::Progress::kFinished:
-      finish(End::kClose);
-      break;
-    case Relay::Progress::kNoPipe:
-      router_.complain("a connection was reset", pod_, container_port_,
-                       "no descriptors are left for its pipe");
-      [[fallthrough]];
-    case Relay::Progress::kBroken:
-      finish(End::kReset);
-      break;
-  }
-}
-
-void Connection::finish(End how) {
+void Connection::finish() {
   if (phase_ == Phase::kDone) return;
   leave_hold();
   phase_ = Phase::kDone;
-  for (Relay::Side* side : {&relay_.client, &relay_.replica}) {
-    if (!side->fd) continue;
-    router_.loop.unwatch(side->fd.get());
-    if (how == End::kReset)
-      reset_socket(side->fd);
-    else
-      side->fd.reset();
-  }
+  close_attempt();
   release_replica();
   router_.traffic_changed(pod_);
   router_.forget(*this);

@@ -1,73 +1,114 @@
-// One client's connection: held until a replica is ready, dialled, relayed, ended. Loop thread
-// only; owned by the Router.
+// Somebody's way to a replica: held until one is ready, dialled, with a replica, ended. Kinds
+// differ in what stands at the near end: Tunnel (a client's socket) and Call (another part of the
+// daemon). Loop thread only; owned by the Router.
 #pragma once
 
+#include <netinet/in.h>
+
 #include <cstdint>
+#include <exception>
 #include <list>
 #include <vector>
 
 #include "gateway/event_loop.h"
-#include "gateway/relay.h"
+#include "gateway/gateway.h"
 
 namespace thaw::gateway {
 
 struct Pod;
 struct Replica;
-class Port;
+class Connection;
 class Router;
 
-class Connection final : public EventLoop::Handler {
+// Connections that wait, oldest first, and what they have sent meanwhile.
+struct Hold {
+  std::list<Connection*> waiting;
+  std::int64_t bytes = 0;
+};
+
+// Where to, and how the replica is to see it.
+struct Way {
+  std::uint16_t port = 0;  // of the container
+  ClientAddress client_address = ClientAddress::kGateway;
+  sockaddr_storage client{}, server{};  // the client's connection; AF_UNSPEC: unknown
+};
+
+class Connection : public EventLoop::Handler {
  public:
-  enum class End { kClose, kReset };
+  // `hold` may end before the connection: hold_closed says so.
+  Connection(Router& router, Pod& pod, Hold& hold, Way way);
+  ~Connection() override;
 
-  Connection(Router& router, Port& port, Fd client);
-
-  void start();     // watches the client, then dials or holds
   void dispatch();  // a replica may be ready: tries to reach one
   void replica_dropped();
-  void port_closed();  // resets it when it is held
-  void finish(End how);
+  void hold_closed();  // refuses it when it is held
 
-  const Port* port() const { return port_; }
+  const Hold* hold() const { return hold_; }
   const Replica* replica() const { return replica_; }
   Pod& pod() const { return pod_; }
+  bool was_held() const { return was_held_; }  // while no replica was ready
 
-  void on_events(int tag, std::uint32_t events) override;
-  void on_timer() override;
-  void on_turn() override;
+  void on_events(int tag, std::uint32_t events) final;
+  void on_timer() final;
+  void on_turn() final;
 
- private:
-  enum class Phase { kNew, kHeld, kDialing, kRelaying, kDone };
+ protected:
+  enum class Phase { kNew, kHeld, kDialing, kConnected, kRefused, kDone };
   static constexpr int kClientTag = 0, kReplicaTag = 1;
 
   template <typename Work>
-  void guarded(const Work& work);
-  void hold();
-  void leave_hold();
-  void dial();
-  bool attempt_address();
-  void attempt_failed(int cause);
-  void none_reached();
-  void release_replica();
-  void close_attempt();
-  bool client_left() const;
-  void relay();
-  void pump();
+  void guarded(const Work& work) {
+    try {
+      work();
+    } catch (const std::exception& error) {
+      failed(error);
+    }
+  }
+  // Gives back the replica and leaves every list; the object lives until the loop's batch is over.
+  void finish();
+
+  // --- what the kinds do ---
+  virtual void on_client(std::uint32_t events) = 0;   // events of the near end, in every phase
+  virtual bool client_left() = 0;                     // asked after such, until it is connected
+  virtual std::int64_t waiting_bytes() { return 0; }  // that it has sent and nobody has read
+  virtual void connected(std::uint32_t events) = 0;   // upstream_ is watched, with events so far
+  virtual void on_upstream(std::uint32_t) {}          // while connected
+  virtual void on_own_timer() {}                      // while connected or refused
+  virtual void on_own_turn() {}                       // while connected
+  virtual void refuse(Refusal why) = 0;               // tells it, and finishes it
+  virtual void abort() = 0;                           // the other end must see that it broke
+  virtual void dropped() = 0;                         // the replica goes while it is connected
 
   Router& router_;
   Pod& pod_;
-  Port* port_;  // nullptr once it is closed
-  const std::uint16_t container_port_;
+  const Way way_;
   Phase phase_ = Phase::kNew;
-  Relay relay_;
-  std::int64_t accepted_us_;
-  bool lingering_ = false;      // the replica ended its stream, the client did not
-  std::int64_t active_us_ = 0;  // when bytes moved last
+  Fd upstream_;
 
+ private:
+  void failed(const std::exception& error);
+  void put_on_hold();
+  void leave_hold();
+  void count_bytes();
+  void give_up(Refusal why);
+  void dial();
+  bool attempt_address();
+  void attempt_failed(int cause);
+  void reached(std::uint32_t events);
+  void none_reached();
+  void release_replica();
+  void close_attempt();
+
+  Hold* hold_;  // nullptr once it is closed
+  const std::int64_t accepted_us_;
   Replica* replica_ = nullptr;  // counted in its in_flight
   std::list<Connection*>::iterator held_at_{};
+  bool was_held_ = false;
+  std::int64_t held_bytes_ = 0;        // its part of hold_->bytes
   std::int64_t dialing_since_us_ = 0;  // 0: no attempt yet since a replica was ready
   std::int64_t backoff_us_ = 0;  // held only for a moment, because every ready replica refused
+  std::uint32_t address_key() const;
+
   int first_address_ = 0, addresses_tried_ = 0;
   int last_error_ = 0;
   std::vector<std::uint64_t> tried_;  // replicas of this round

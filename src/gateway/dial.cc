@@ -15,6 +15,7 @@
 #include <cstring>
 #include <exception>
 
+#include "network/foreign_sources.h"
 #include "util/error.h"
 #include "util/log.h"
 
@@ -32,10 +33,30 @@ sockaddr_in endpoint(std::uint32_t address, std::uint16_t port) {
           .sin_zero = {}};
 }
 
-int try_connect(int fd, int address, std::uint16_t port) {
-  sockaddr_in to = endpoint(kAddresses[address], port);
-  if (::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0 || errno == EISCONN) return 0;
+// fd00:77::2
+in6_addr replica_address6() {
+  in6_addr address{};
+  address.s6_addr[0] = 0xfd, address.s6_addr[3] = 0x77, address.s6_addr[15] = 2;
+  return address;
+}
+
+int try_connect(int fd, const sockaddr* to, socklen_t size) {
+  if (::connect(fd, to, size) == 0 || errno == EISCONN) return 0;
   return errno == EALREADY || errno == EINTR ? EINPROGRESS : errno;
+}
+
+template <typename Endpoint>
+int connect_to(const Fd& socket, const Endpoint& to) {
+  auto* address = reinterpret_cast<const sockaddr*>(&to);
+  int error = try_connect(socket.get(), address, sizeof to);
+  // Everything between us and the program is in this kernel: mostly the handshake is over when the
+  // call returns.
+  return error == EINPROGRESS ? try_connect(socket.get(), address, sizeof to) : error;
+}
+
+void turn_on(const Fd& socket, int level, int option) {
+  int on = 1;
+  ::setsockopt(socket.get(), level, option, &on, sizeof on);
 }
 
 }  // namespace
@@ -64,16 +85,59 @@ Dialer::Attempt Dialer::connect(const Fd& netns, int address, std::uint16_t port
   Fd socket(inside(
       netns, [] { return ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }));
   if (!socket) return {{}, errno};
-  int on = 1;
-  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  turn_on(socket, IPPROTO_TCP, TCP_NODELAY);
   // The port is chosen by connect(2), so that it need be free for this destination only.
-  ::setsockopt(socket.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+  turn_on(socket, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT);
   sockaddr_in from = endpoint(kGatewayAddress, 0);
   if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&from), sizeof from) < 0) return {{}, errno};
-  int error = try_connect(socket.get(), address, port);
-  // Everything between us and the program is in this kernel: mostly the handshake is over when the
-  // call returns.
-  if (error == EINPROGRESS) error = try_connect(socket.get(), address, port);
+  int error = connect_to(socket, endpoint(kAddresses[address], port));
+  if (error != 0 && error != EINPROGRESS) return {{}, error};
+  return {std::move(socket), error};
+}
+
+bool Dialer::can_keep(const sockaddr_storage& client) {
+  if (client.ss_family == AF_INET) {
+    auto& v4 = reinterpret_cast<const sockaddr_in&>(client);
+    return ntohl(v4.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET;
+  }
+  return client.ss_family == AF_INET6 &&
+         !IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(client).sin6_addr);
+}
+
+Dialer::Attempt Dialer::connect_as(const Fd& netns, const sockaddr_storage& client, int address,
+                                   std::uint16_t port) {
+  int family = client.ss_family;
+  if (family == AF_INET6 && address > 0) return connect(netns, address, port);
+  Fd socket(inside(
+      netns, [&] { return ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }));
+  if (!socket) return {{}, errno};
+  turn_on(socket, IPPROTO_TCP, TCP_NODELAY);
+  turn_on(socket, SOL_SOCKET, SO_REUSEADDR);
+  turn_on(socket, family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6,
+          family == AF_INET ? IP_TRANSPARENT : IPV6_TRANSPARENT);
+  int mark = network::kForeignMark;
+  if (::setsockopt(socket.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark) < 0) return {{}, errno};
+  sockaddr_storage from = client;
+  socklen_t size = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&from), size) < 0) {
+    if (errno != EADDRINUSE) return {{}, errno};
+    // The client has used this port a moment ago: its address matters more.
+    auto& their_port = family == AF_INET ? reinterpret_cast<sockaddr_in&>(from).sin_port
+                                         : reinterpret_cast<sockaddr_in6&>(from).sin6_port;
+    their_port = 0;
+    turn_on(socket, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT);
+    if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&from), size) < 0) return {{}, errno};
+  }
+  int error;
+  if (family == AF_INET) {
+    error = connect_to(socket, endpoint(kAddresses[address], port));
+  } else {
+    sockaddr_in6 to{};
+    to.sin6_family = AF_INET6;
+    to.sin6_port = htons(port);
+    to.sin6_addr = replica_address6();
+    error = connect_to(socket, to);
+  }
   if (error != 0 && error != EINPROGRESS) return {{}, error};
   return {std::move(socket), error};
 }
@@ -83,7 +147,7 @@ int Dialer::result(const Fd& socket) {
   socklen_t size = sizeof error;
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size) < 0) return errno;
   if (error != 0) return error;
-  sockaddr_in peer;
+  sockaddr_storage peer;
   size = sizeof peer;
   if (::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer), &size) == 0) return 0;
   return errno == ENOTCONN ? EINPROGRESS : errno;

@@ -2,6 +2,8 @@
 // keeps the namespace it was created in, so only the socket(2) call needs to be in there.
 #pragma once
 
+#include <netinet/in.h>
+
 #include <cstdint>
 #include <string>
 
@@ -26,6 +28,13 @@ class Dialer {
   };
   // Non-blocking, with TCP_NODELAY. `address` counts from 0 to kReplicaAddresses - 1.
   Attempt connect(const Fd& netns, int address, std::uint16_t port);
+  // The same with a client's own address as the source. The namespace must admit those
+  // (network/foreign_sources.h). An IPv6 client is connected to the replica's IPv6 address, then,
+  // for programs that have none, to loopback from the gateway's.
+  Attempt connect_as(const Fd& netns, const sockaddr_storage& client, int address,
+                     std::uint16_t port);
+  // Loopback addresses mean something else inside.
+  static bool can_keep(const sockaddr_storage& client);
   // How a pending attempt stands now: 0 connected, EINPROGRESS, or why it failed.
   static int result(const Fd& socket);
 

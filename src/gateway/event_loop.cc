@@ -103,6 +103,14 @@ void EventLoop::call(const std::function<void()>& task) {
   result.get();
 }
 
+void EventLoop::post(std::function<void()> task) {
+  {
+    std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  signal_event(wake_);
+}
+
 void EventLoop::add(int operation, int fd, Handler& handler, int tag, std::uint32_t events) {
   epoll_event event{
       .events = events,

@@ -1,6 +1,6 @@
-// One epoll thread: descriptors, timers and tasks from other threads. Everything here but stop()
-// and call() belongs to the thread that is in run(). Handlers live until the batch of events in
-// which they were retired has been worked off, so an event that is already in hand never meets a
+// One epoll thread: descriptors, timers and tasks from other threads. Everything here but stop(),
+// call() and post() belongs to the thread that is in run(). Handlers live until the batch of events
+// in which they were retired has been worked off, so an event that is already in hand never meets a
 // freed object.
 #pragma once
 
@@ -46,6 +46,7 @@ class EventLoop {
   // Runs the task on the loop's thread, waits for it, throws what it threw. Any thread, also the
   // loop's own.
   void call(const std::function<void()>& task);
+  void post(std::function<void()> task);  // the same without waiting; it must not throw
 
   std::int64_t now_us() const { return now_us_; }  // monotonic, of this batch
   void watch(int fd, Handler& handler, int tag, std::uint32_t events);

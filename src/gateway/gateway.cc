@@ -1,8 +1,10 @@
 #include "gateway/gateway.h"
 
+#include <atomic>
 #include <future>
 #include <thread>
 
+#include "gateway/link_listener.h"
 #include "gateway/router.h"
 
 namespace thaw::gateway {
@@ -14,7 +16,9 @@ struct Gateway::Impl {
   const Limits limits;
   const OnNeed on_need;
   std::unique_ptr<Router> router;  // made, used and destroyed on the thread
+  std::unique_ptr<LinkListener> links;
   std::thread thread;
+  std::atomic<std::uint64_t> calls{0};
 };
 
 Gateway::Gateway(Limits limits, OnNeed on_need)
@@ -29,6 +33,7 @@ Gateway::Gateway(Limits limits, OnNeed on_need)
     }
     started.set_value();
     impl_->loop.run();
+    impl_->links.reset();
     impl_->router.reset();
   });
   try {
@@ -77,6 +82,26 @@ bool Gateway::drain(const std::string& replica, std::int64_t timeout_us) {
 
 void Gateway::drop(const std::string& replica) {
   impl_->loop.call([&] { impl_->router->drop(replica); });
+}
+
+void Gateway::listen_for_links(const std::string& address, std::uint16_t port, FindLink find) {
+  impl_->loop.call([&] {
+    impl_->links =
+        std::make_unique<LinkListener>(*impl_->router, listen_on(address, port), std::move(find));
+  });
+}
+
+std::uint64_t Gateway::call(CallTarget target, CallEvents events) {
+  std::uint64_t number = ++impl_->calls;
+  impl_->loop.post(
+      [this, number, target = std::move(target), events = std::move(events)]() mutable {
+        impl_->router->call(number, target, std::move(events));
+      });
+  return number;
+}
+
+void Gateway::end_call(std::uint64_t number) {
+  impl_->loop.post([this, number] { impl_->router->end_call(number); });
 }
 
 PodTraffic Gateway::traffic(const std::string& pod) const {

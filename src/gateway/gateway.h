@@ -4,10 +4,14 @@
 // gateway simply does not connect before. One epoll thread; the public functions are thread-safe.
 #pragma once
 
+#include <netinet/in.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "util/fd.h"
@@ -17,18 +21,31 @@ namespace thaw::gateway {
 struct Limits {
   // A held client that hangs up is forgotten. One that sent something and then ended its stream
   // stays: it may be a half-close that waits for its answer.
-  int held_per_port =
-      1024;  // connections held while no replica is ready; past it the client gets RST
-  std::int64_t held_timeout_us = 120'000'000;  // a connection held longer is reset
+  int held_per_port = 1024;  // connections held while no replica is ready; past it they are refused
+  std::int64_t held_bytes_per_port = 64 << 20;  // that those have sent meanwhile, together
+  std::int64_t held_timeout_us = 120'000'000;   // a connection held longer is refused
   std::int64_t connect_timeout_us =
       2'000'000;  // to the replica's port, after which the next address or replica is tried
   std::int64_t idle_timeout_us = 3'600'000'000;
+};
+
+enum class Protocol {
+  kTcp,   // anything: a client that cannot be served is reset
+  kHttp,  // such a client gets a 503 that says why
+};
+// What the replica sees as the address of its client.
+enum class ClientAddress {
+  kGateway,  // 10.77.0.1
+  kKeep,     // the client's own
+  kProxy,    // 10.77.0.1, and the client's own in a PROXY protocol header (version 2) ahead of all
 };
 
 struct PublishedPort {
   std::string address;     // IPv4 or IPv6 as text; empty: 127.0.0.1
   std::uint16_t host = 0;  // 0: any free one
   std::uint16_t container = 0;
+  Protocol protocol = Protocol::kTcp;
+  ClientAddress client_address = ClientAddress::kGateway;
 };
 
 struct PodTraffic {
@@ -46,6 +63,39 @@ struct Need {
   std::int64_t idle_since_us = 0;  // monotonic: the last connection's end (0: there was none)
 };
 
+// Why a client is not served.
+enum class Refusal {
+  kNotPublished,  // there is no such pod, or not any more
+  kTooMany,       // as many are held as may be
+  kTooManyBytes,  // those held have sent as much as they may
+  kTooLong,       // it was held for as long as it may be
+  kUnreachable,   // no ready replica accepts the connection
+  kFailed,        // a failure of ours
+};
+// One line for the client, without an end of line.
+std::string refusal_text(Refusal why, const std::string& pod);
+int retry_after_s(Refusal why);
+
+// A connection to a pod that is made for another part of the daemon, which speaks on it itself:
+// held, balanced, counted as in flight and drained like a client's own.
+struct CallTarget {
+  std::string pod;
+  std::uint16_t port = 0;               // of the container
+  sockaddr_storage client{}, server{};  // of the connection it came by; AF_UNSPEC: none
+  std::int64_t bytes = 0;               // held in memory meanwhile
+};
+struct Reached {
+  Fd socket;  // connected, non-blocking
+  std::string replica;
+  bool held = false;  // no replica was ready when it came
+};
+using CallAnswer = std::variant<Reached, Refusal>;
+// Both are called on the gateway's thread and must not wait for anything.
+struct CallEvents {
+  std::function<void(CallAnswer)> answered;  // once, unless the call was ended before
+  std::function<void()> dropped;             // the replica goes: the connection must end now
+};
+
 class Gateway {
  public:
   // Called from the gateway's thread when connections of a pod call for more replicas than are
@@ -60,7 +110,7 @@ class Gateway {
   std::vector<PublishedPort> publish(const std::string& pod,
                                      const std::vector<PublishedPort>& ports,
                                      int concurrency = 100);
-  // Stops listening; held connections are reset, spliced ones live on.
+  // Stops listening; held connections are refused, spliced ones live on.
   void unpublish(const std::string& pod);
 
   // From now on connections go to this replica (the one with the fewest in flight). Held ones are
@@ -72,6 +122,18 @@ class Gateway {
   bool drain(const std::string& replica, std::int64_t timeout_us);
   // Resets what is left of this replica's connections.
   void drop(const std::string& replica);
+
+  // Connections of replicas to other pods come to this listener (network/links.h). `find` says
+  // which pod is meant by an address, if the replica of the other address may reach it; called from
+  // the gateway's thread, it must not call the gateway.
+  using FindLink = std::function<std::optional<std::string>(const std::string& replica_address,
+                                                            const std::string& link_address)>;
+  void listen_for_links(const std::string& address, std::uint16_t port, FindLink find);
+
+  // Returns the call's number at once. After the answer it counts as in flight until end_call,
+  // which must follow once (it does not wait); without an answer yet, end_call calls it off.
+  std::uint64_t call(CallTarget target, CallEvents events);
+  void end_call(std::uint64_t number);
 
   PodTraffic traffic(const std::string& pod) const;
   Need need(const std::string& pod);  // begins a new peak

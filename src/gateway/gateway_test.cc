@@ -3,7 +3,9 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <netinet/in.h>
+
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
@@ -130,6 +132,15 @@ std::string hear(const Fd& socket, std::size_t wanted = SIZE_MAX) {
 }
 
 template <typename Condition>
+bool eventually_within(milliseconds time, const Condition& condition) {
+  for (Deadline end = Deadline::after_ms(time.count()); !end.passed();) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return false;
+}
+
+template <typename Condition>
 bool eventually(const Condition& condition) {
   for (Deadline end = Deadline::after_us(kPatienceUs); !end.passed();) {
     if (condition()) return true;
@@ -147,12 +158,23 @@ class Server {
          std::uint16_t port = kInside)
       : handler_(std::move(handler)) {
     on_thread_in(&netns, [&] {
-      listener_ = make_socket();
+      listener_ = Fd(check(
+          ::socket(std::strchr(address, ':') ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0),
+          "make", "socket"));
       int on = 1;
       setsockopt(listener_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-      sockaddr_in here = endpoint(address, port);
-      check(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&here), sizeof here), "bind",
-            address);
+      sockaddr_storage here{};
+      socklen_t size = sizeof(sockaddr_in);
+      if (std::strchr(address, ':')) {
+        auto& here6 = reinterpret_cast<sockaddr_in6&>(here);
+        here6.sin6_family = AF_INET6;
+        here6.sin6_port = htons(port);
+        inet_pton(AF_INET6, address, &here6.sin6_addr);
+        size = sizeof here6;
+      } else {
+        reinterpret_cast<sockaddr_in&>(here) = endpoint(address, port);
+      }
+      check(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&here), size), "bind", address);
       check(::listen(listener_.get(), 4096), "listen on", address);
     });
     thread_ = std::thread([this] { serve(); });
@@ -386,6 +408,309 @@ TEST_F(GatewayTest, HeldTooLongIsReset) {
   say(client, "ping");
   EXPECT_EQ(hear(client), "<reset>");
   EXPECT_EQ(gateway.traffic("web").held, 0);
+}
+
+// ---- refused over HTTP ----
+
+constexpr std::string_view kGet = "GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
+
+TEST_F(GatewayTest, PastTheBoundHttpClientsAreToldWhy) {
+  Gateway gateway({.held_per_port = 1});
+  std::uint16_t port =
+      gateway.publish("web", {{.container = kInside, .protocol = Protocol::kHttp}}).at(0).host;
+  auto clients = held_clients(gateway, port, 1);
+  Fd late = connect_to(port);
+  say(late, kGet);
+  std::string answer = hear(late);
+  EXPECT_THAT(answer, testing::StartsWith("HTTP/1.1 503 Service Unavailable\r\n"));
+  EXPECT_THAT(answer, HasSubstr("\r\nRetry-After: 2\r\n"));
+  EXPECT_THAT(answer, HasSubstr("\r\nConnection: close\r\n"));
+  EXPECT_THAT(answer,
+              testing::EndsWith("\r\n\r\npod web has no ready replica, and as many clients as "
+                                "may wait do so\n"));
+  EXPECT_EQ(gateway.traffic("web").held, 1);
+}
+
+TEST_F(GatewayTest, HttpClientsThatWereHeldTooLongAreToldWhy) {
+  Gateway gateway({.held_timeout_us = 50'000});
+  std::uint16_t port =
+      gateway.publish("web", {{.container = kInside, .protocol = Protocol::kHttp}}).at(0).host;
+  Fd silent = connect_to(port), asks = connect_to(port), head = connect_to(port);
+  say(asks, kGet);
+  say(head, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_THAT(hear(asks), testing::EndsWith("no replica of pod web became ready in time\n"));
+  EXPECT_THAT(hear(silent), HasSubstr("503 Service Unavailable"));
+  EXPECT_THAT(hear(head), testing::EndsWith("\r\n\r\n"));
+}
+
+TEST_F(GatewayTest, WhatIsNotHttp1IsResetOnHttpPorts) {
+  Gateway gateway({.held_timeout_us = 50'000});
+  std::uint16_t port =
+      gateway.publish("web", {{.container = kInside, .protocol = Protocol::kHttp}}).at(0).host;
+  Fd http2 = connect_to(port), tls = connect_to(port);
+  say(http2, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+  say(tls, std::string_view("\x16\x03\x01\x02\x00\x01", 6));
+  EXPECT_EQ(hear(http2), "<reset>");
+  EXPECT_EQ(hear(tls), "<reset>");
+}
+
+TEST_F(GatewayTest, ARefusedUploadHearsTheReason) {
+  Gateway gateway({.held_per_port = 0});
+  std::uint16_t port =
+      gateway.publish("web", {{.container = kInside, .protocol = Protocol::kHttp}}).at(0).host;
+  Fd client = connect_to(port);
+  say(client, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n");
+  say(client, std::string(500'000, 'x'));
+  EXPECT_THAT(hear(client), testing::StartsWith("HTTP/1.1 503"));
+}
+
+TEST_F(GatewayTest, HeldClientsThatSendTooMuchTogetherAreRefused) {
+  Gateway gateway({.held_bytes_per_port = 10'000});
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  auto clients = held_clients(gateway, port, 2);
+  say(clients[0], std::string(6000, 'a'));
+  EXPECT_FALSE(
+      eventually_within(milliseconds(50), [&] { return gateway.traffic("web").held < 2; }));
+  say(clients[1], std::string(6000, 'b'));
+  EXPECT_EQ(hear(clients[1]), "<reset>");
+  gateway.open_gate("web", "r1", netns);
+  EXPECT_EQ(hear(clients[0], 6000), std::string(6000, 'a'));
+}
+
+// ---- the client's address ----
+
+// A host's network with a client at 192.0.2.2 behind a link; the gateway's own thread lives in it.
+class ClientAddressTest : public GatewayTest {
+ protected:
+  void SetUp() override {
+    GatewayTest::SetUp();
+    for (Fd* made : {&host, &outside})
+      on_thread_in(nullptr, [&] { *made = Fd::open("/proc/thread-self/ns/net", O_RDONLY); });
+    ip(host,
+       fmt::format("link set lo up\nlink add out type veth peer name eth0 netns /proc/{}/fd/{}\n"
+                   "addr add 192.0.2.1/24 dev out\naddr add 2001:db8::1/64 dev out nodad\n"
+                   "link set out up\n",
+                   getpid(), outside.get()));
+    ip(outside,
+       "link set lo up\naddr add 192.0.2.2/24 dev eth0\naddr add 2001:db8::2/64 dev eth0 nodad\n"
+       "link set eth0 up\n");
+    ip(netns, "addr add fd00:77::2/128 dev lo nodad\n");
+  }
+  static void ip(const Fd& where, const std::string& commands) {
+    on_thread_in(&where, [&] {
+      RunResult result = run({"ip", "-batch", "-"}, Deadline::after_ms(10'000), {}, commands);
+      if (!result.ok()) throw Error(Code::kSystem, "set up", "network namespace", result.why());
+    });
+  }
+  std::unique_ptr<Gateway> gateway_on_host() {
+    std::unique_ptr<Gateway> gateway;
+    on_thread_in(&host, [&] { gateway = std::make_unique<Gateway>(); });
+    return gateway;
+  }
+  // What the server says to a client at 192.0.2.2 or 2001:db8::2.
+  std::string asked(std::uint16_t port, bool v6, std::string* own = nullptr) {
+    std::string answer;
+    on_thread_in(&outside, [&] {
+      sockaddr_storage to{};
+      socklen_t size;
+      if (v6) {
+        auto& address = reinterpret_cast<sockaddr_in6&>(to);
+        address.sin6_family = AF_INET6;
+        address.sin6_port = htons(port);
+        inet_pton(AF_INET6, "2001:db8::1", &address.sin6_addr);
+        size = sizeof address;
+      } else {
+        reinterpret_cast<sockaddr_in&>(to) = endpoint("192.0.2.1", port);
+        size = sizeof(sockaddr_in);
+      }
+      Fd client(check(::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
+      be_patient(client);
+      ASSERT_TRUE(eventually([&] {
+        return ::connect(client.get(), reinterpret_cast<sockaddr*>(&to), size) == 0;
+      })) << std::strerror(errno);
+      if (own) *own = address_of(client, ::getsockname);
+      say(client, "ping");
+      answer = hear(client);
+    });
+    return answer;
+  }
+  static std::string address_of(const Fd& socket, int (*which)(int, sockaddr*, socklen_t*)) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    which(socket.get(), reinterpret_cast<sockaddr*>(&address), &size);
+    char text[INET6_ADDRSTRLEN], port[8];
+    ::getnameinfo(reinterpret_cast<sockaddr*>(&address), size, text, sizeof text, port, sizeof port,
+                  NI_NUMERICHOST | NI_NUMERICSERV);
+    return fmt::format("{} {}", text, port);
+  }
+  static void say_peer(Fd& client) {
+    hear(client, 4);
+    say(client, address_of(client, ::getpeername));
+  }
+
+  Fd host, outside;
+};
+
+TEST_F(ClientAddressTest, IsTheGatewaysUnlessAskedFor) {
+  auto gateway = gateway_on_host();
+  Server server(netns, say_peer);
+  std::uint16_t port =
+      gateway->publish("web", {{.address = "0.0.0.0", .container = kInside}})[0].host;
+  gateway->open_gate("web", "r1", netns);
+  EXPECT_THAT(asked(port, false), testing::StartsWith("10.77.0.1 "));
+}
+
+TEST_F(ClientAddressTest, IsKept) {
+  auto gateway = gateway_on_host();
+  Server server(netns, say_peer), server6(netns, say_peer, "fd00:77::2");
+  auto ports = gateway->publish(
+      "web", {{.address = "0.0.0.0", .container = kInside, .client_address = ClientAddress::kKeep},
+              {.address = "::", .container = kInside, .client_address = ClientAddress::kKeep}});
+  gateway->open_gate("web", "r1", netns);
+  std::string own;
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(asked(ports[0].host, false, &own), own);
+    EXPECT_THAT(own, testing::StartsWith("192.0.2.2 "));
+    EXPECT_EQ(asked(ports[1].host, true, &own), own);
+    EXPECT_THAT(own, testing::StartsWith("2001:db8::2 "));
+  }
+}
+
+TEST_F(ClientAddressTest, IsKeptForAProgramOnLoopback) {
+  auto gateway = gateway_on_host();
+  Server server(netns, say_peer, "127.0.0.1");
+  auto ports = gateway->publish(
+      "web",
+      {{.address = "0.0.0.0", .container = kInside, .client_address = ClientAddress::kKeep}});
+  gateway->open_gate("web", "r1", netns);
+  std::string own;
+  EXPECT_EQ(asked(ports[0].host, false, &own), own);
+  EXPECT_THAT(own, testing::StartsWith("192.0.2.2 "));
+}
+
+TEST_F(ClientAddressTest, ARefusalOfTheProgramComesBackToTheGateway) {
+  Gateway* raw;
+  std::unique_ptr<Gateway> gateway;
+  on_thread_in(&host,
+               [&] { gateway = std::make_unique<Gateway>(Limits{.connect_timeout_us = 100'000}); });
+  raw = gateway.get();
+  auto ports = raw->publish(
+      "web",
+      {{.address = "0.0.0.0", .container = kInside, .client_address = ClientAddress::kKeep}});
+  raw->open_gate("web", "r1", netns);
+  EXPECT_EQ(asked(ports[0].host, false), "<reset>");
+}
+
+TEST_F(ClientAddressTest, IsInAProxyHeader) {
+  auto gateway = gateway_on_host();
+  Server server(netns, [](Fd& client) {
+    std::string header = hear(client, 16);
+    std::size_t more = static_cast<unsigned char>(header[15]);
+    std::string addresses = hear(client, more);
+    hear(client, 4);
+    say(client, header + addresses);
+  });
+  auto ports = gateway->publish(
+      "web", {{.address = "0.0.0.0", .container = kInside, .client_address = ClientAddress::kProxy},
+              {.address = "::", .container = kInside, .client_address = ClientAddress::kProxy}});
+  gateway->open_gate("web", "r1", netns);
+  const std::string signature("\r\n\r\n\0\r\nQUIT\n", 12);
+  std::string own;
+  std::string heard = asked(ports[0].host, false, &own);
+  ASSERT_EQ(heard.size(), 28u);
+  EXPECT_EQ(heard.substr(0, 16), signature + std::string("\x21\x11\0\x0c", 4));
+  char text[INET6_ADDRSTRLEN];
+  auto port_at = [&](std::size_t at) {
+    return static_cast<unsigned char>(heard[at]) << 8 | static_cast<unsigned char>(heard[at + 1]);
+  };
+  EXPECT_EQ(
+      fmt::format("{} {}", inet_ntop(AF_INET, heard.data() + 16, text, sizeof text), port_at(24)),
+      own);
+  EXPECT_STREQ(inet_ntop(AF_INET, heard.data() + 20, text, sizeof text), "192.0.2.1");
+  EXPECT_EQ(port_at(26), ports[0].host);
+
+  heard = asked(ports[1].host, true, &own);
+  ASSERT_EQ(heard.size(), 52u);
+  EXPECT_EQ(heard.substr(0, 16), signature + std::string("\x21\x21\0\x24", 4));
+  EXPECT_EQ(
+      fmt::format("{} {}", inet_ntop(AF_INET6, heard.data() + 16, text, sizeof text), port_at(48)),
+      own);
+}
+
+// ---- calls ----
+
+struct Caller {
+  std::promise<CallAnswer> answer;
+  std::promise<void> dropped;
+  std::future<CallAnswer> answered = answer.get_future();
+  std::future<void> gone = dropped.get_future();
+  std::uint64_t call(Gateway& gateway, const std::string& pod = "web") {
+    return gateway.call({.pod = pod, .port = kInside},
+                        {[this](CallAnswer value) { answer.set_value(std::move(value)); },
+                         [this] { dropped.set_value(); }});
+  }
+};
+
+TEST_F(GatewayTest, ACallIsHeldCountedAndGivenBack) {
+  Gateway gateway;
+  publish(gateway);
+  Server server(netns, answers("hello"));
+  Caller caller;
+  std::uint64_t number = caller.call(gateway);
+  EXPECT_EQ(gateway.traffic("web").held, 1);
+  gateway.open_gate("web", "r1", netns);
+  CallAnswer answer = caller.answered.get();
+  auto& reached = std::get<Reached>(answer);
+  EXPECT_EQ(reached.replica, "r1");
+  EXPECT_EQ(gateway.in_flight("r1"), 1);
+  set_nonblocking(reached.socket, false);
+  be_patient(reached.socket);
+  say(reached.socket, "ping");
+  EXPECT_EQ(hear(reached.socket), "hello");
+  EXPECT_FALSE(gateway.drain("r1", 0));
+  gateway.end_call(number);
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+TEST_F(GatewayTest, ACallHearsWhyItIsRefused) {
+  Gateway gateway({.held_per_port = 1, .held_timeout_us = 50'000});
+  publish(gateway);
+  Caller nobody, waits, late;
+  nobody.call(gateway, "nobody");
+  waits.call(gateway);
+  late.call(gateway);
+  auto why = [](Caller& caller) { return std::get<Refusal>(caller.answered.get()); };
+  EXPECT_EQ(why(nobody), Refusal::kNotPublished);
+  EXPECT_EQ(why(late), Refusal::kTooMany);
+  EXPECT_EQ(why(waits), Refusal::kTooLong);
+}
+
+TEST_F(GatewayTest, ACallThatIsCalledOffIsForgotten) {
+  Gateway gateway;
+  publish(gateway);
+  Caller caller;
+  std::uint64_t number = caller.call(gateway);
+  EXPECT_EQ(gateway.traffic("web").held, 1);
+  gateway.end_call(number);
+  EXPECT_EQ(gateway.traffic("web").held, 0);
+  gateway.end_call(number);
+  gateway.unpublish("web");
+}
+
+TEST_F(GatewayTest, ACallIsToldThatItsReplicaGoes) {
+  Gateway gateway;
+  publish(gateway);
+  Server server(netns, echo);
+  gateway.open_gate("web", "r1", netns);
+  Caller caller;
+  std::uint64_t number = caller.call(gateway);
+  CallAnswer answer = caller.answered.get();
+  gateway.drop("r1");
+  caller.gone.get();
+  EXPECT_EQ(gateway.in_flight("r1"), 1);
+  gateway.end_call(number);
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
 }
 
 TEST_F(GatewayTest, AClientThatLeavesWhileHeldIsForgotten) {

@@ -29,9 +29,12 @@ void Port::stop() {
 
 void Port::on_events(int, std::uint32_t) {
   for (int i = 0; i < kAcceptsPerEvent && listener; ++i) {
-    Fd client(::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    sockaddr_storage address;
+    socklen_t size = sizeof address;
+    Fd client(::accept4(listener.get(), reinterpret_cast<sockaddr*>(&address), &size,
+                        SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (client) {
-      router.accepted(*this, std::move(client));
+      router.accepted(*this, std::move(client), address);
       continue;
     }
     switch (errno) {

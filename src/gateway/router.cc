@@ -1,10 +1,13 @@
 #include "gateway/router.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <chrono>
 
 #include <fmt/format.h>
 
+#include "gateway/tunnel.h"
 #include "util/error.h"
 #include "util/log.h"
 
@@ -34,6 +37,28 @@ std::vector<PublishedPort> checked(const std::string& pod, std::vector<Published
 }
 
 }  // namespace
+
+std::string refusal_text(Refusal why, const std::string& pod) {
+  switch (why) {
+    case Refusal::kNotPublished:
+      return fmt::format("pod {} is not there", pod);
+    case Refusal::kTooMany:
+      return fmt::format("pod {} has no ready replica, and as many clients as may wait do so", pod);
+    case Refusal::kTooManyBytes:
+      return fmt::format("pod {} has no ready replica, and waiting clients have sent too much",
+                         pod);
+    case Refusal::kTooLong:
+      return fmt::format("no replica of pod {} became ready in time", pod);
+    case Refusal::kUnreachable:
+      return fmt::format("no replica of pod {} accepts connections", pod);
+    case Refusal::kFailed:
+      break;
+  }
+  return fmt::format("pod {} cannot be reached", pod);
+}
+
+// Soon when it is a matter of luck, later when the pod seems to have a trouble of its own.
+int retry_after_s(Refusal why) { return why == Refusal::kTooLong ? 10 : 2; }
 
 void DrainWaiter::wake() {
   std::lock_guard lock(mutex_);
@@ -108,12 +133,16 @@ std::vector<PublishedPort> Router::publish(const std::string& name,
     if (at == chosen.end()) {
       close_port(std::move(port));
     } else {
-      port->where.container = ports[static_cast<std::size_t>(at - chosen.begin())].container;
+      const PublishedPort& wanted = ports[static_cast<std::size_t>(at - chosen.begin())];
+      port->where.container = wanted.container;
+      port->where.protocol = wanted.protocol;
+      port->where.client_address = wanted.client_address;
       pod.ports.push_back(std::move(port));
     }
   }
   for (std::size_t i = 0; i < ports.size(); ++i) ports[i].host = chosen[i]->where.host;
   pod.concurrency = std::max(concurrency, 1);
+  pod.published = true;
   let_go(pod);
   return ports;
 }
@@ -137,14 +166,20 @@ void Router::unpublish(const std::string& name) {
   if (!pods_.contains(name)) return;
   Pod& pod = pod_named(name);
   for (auto& port : std::exchange(pod.ports, {})) close_port(std::move(port));
+  pod.published = false;
+  close_hold(pod.calls);
   let_go(pod);
 }
 
 void Router::close_port(std::unique_ptr<Port> port) {
   port->stop();
-  for (Connection* connection : connections_where([&](auto& c) { return c.port() == port.get(); }))
-    connection->port_closed();
+  close_hold(port->hold);
   loop.retire(std::move(port));
+}
+
+void Router::close_hold(const Hold& hold) {
+  for (Connection* connection : connections_where([&](auto& c) { return c.hold() == &hold; }))
+    connection->hold_closed();
 }
 
 // ---- gates ----
@@ -170,7 +205,9 @@ void Router::open_gate(const std::string& pod_name, const std::string& id, Fd ne
   pod.ready.push_back(&replica);
 
   std::vector<Connection*> held;
-  for (auto& port : pod.ports) held.insert(held.end(), port->held.begin(), port->held.end());
+  for (auto& port : pod.ports)
+    held.insert(held.end(), port->hold.waiting.begin(), port->hold.waiting.end());
+  held.insert(held.end(), pod.calls.waiting.begin(), pod.calls.waiting.end());
   for (Connection* connection : held) connection->dispatch();
 }
 
@@ -229,19 +266,74 @@ void Router::release(Replica& replica) {
 
 // ---- connections ----
 
-void Router::accepted(Port& port, Fd client) {
-  Pod& pod = port.pod;
-  if (pod.ready.empty() && std::ssize(port.held) >= limits.held_per_port) {
-    complain("a connection was reset: too many are held", pod, port.where.container,
+void Router::accepted(Port& port, Fd client, const sockaddr_storage& address) {
+  accept(port.pod, port.hold, port.where, std::move(client), address);
+}
+
+void Router::accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
+                    const sockaddr_storage& address) {
+  bool full = pod.ready.empty() && std::ssize(hold.waiting) >= limits.held_per_port;
+  if (full)
+    complain("a connection was refused: too many are held", pod, port.container,
              "no replica is ready");
-    return reset_socket(client);
+  if (full && port.protocol == Protocol::kTcp) return reset_socket(client);
+  Way way{.port = port.container, .client_address = port.client_address, .client = address};
+  if (way.client_address == ClientAddress::kProxy) {
+    socklen_t size = sizeof way.server;
+    ::getsockname(client.get(), reinterpret_cast<sockaddr*>(&way.server), &size);
   }
-  auto owned = std::make_unique<Connection>(*this, port, std::move(client));
-  Connection& connection = *owned;
-  connections_.emplace(&connection, std::move(owned));
-  ++pod.users;
+  auto owned = std::make_unique<Tunnel>(*this, pod, hold, way, port.protocol, std::move(client));
+  Tunnel& tunnel = *owned;
+  add(std::move(owned));
+  if (full) return tunnel.start_refused(Refusal::kTooMany);
   ++pod.traffic.total;
-  connection.start();
+  tunnel.start();
+}
+
+void Router::accepted_link(const std::string& name, std::uint16_t number, Fd client,
+                           const sockaddr_storage& address) {
+  auto found = pods_.find(name);
+  if (found == pods_.end()) return reset_socket(client);
+  Pod& pod = found->second;
+  auto port = std::ranges::find_if(
+      pod.ports, [&](auto& candidate) { return candidate->where.container == number; });
+  if (port == pod.ports.end()) return reset_socket(client);
+  accept(pod, pod.calls, (*port)->where, std::move(client), address);
+}
+
+void Router::call(std::uint64_t number, const CallTarget& target, CallEvents events) {
+  auto found = pods_.find(target.pod);
+  if (found == pods_.end() || !found->second.published)
+    return events.answered(Refusal::kNotPublished);
+  Pod& pod = found->second;
+  if (pod.ready.empty() && std::ssize(pod.calls.waiting) >= limits.held_per_port) {
+    complain("a request was refused: too many are held", pod, target.port, "no replica is ready");
+    return events.answered(Refusal::kTooMany);
+  }
+  Way way{.port = target.port, .client = target.client, .server = target.server};
+  for (auto& port : pod.ports)
+    if (port->where.container == target.port) way.client_address = port->where.client_address;
+  auto owned =
+      std::make_unique<Call>(*this, pod, pod.calls, way, target.bytes, number, std::move(events));
+  Call& call = *owned;
+  add(std::move(owned));
+  calls_.emplace(number, &call);
+  ++pod.traffic.total;
+  call.dispatch();
+}
+
+void Router::end_call(std::uint64_t number) {
+  auto found = calls_.find(number);
+  if (found == calls_.end()) return;  // it was refused
+  Call* call = found->second;
+  calls_.erase(found);
+  call->end();
+}
+
+void Router::add(std::unique_ptr<Connection> connection) {
+  ++connection->pod().users;
+  Connection* key = connection.get();
+  connections_.emplace(key, std::move(connection));
 }
 
 void Router::traffic_changed(Pod& pod) {
@@ -272,6 +364,7 @@ Need Router::need(const std::string& name) {
 void Router::forget(Connection& connection) {
   auto found = connections_.find(&connection);
   Pod& pod = connection.pod();
+  if (auto* call = dynamic_cast<Call*>(&connection)) calls_.erase(call->number());
   loop.retire(std::move(found->second));
   connections_.erase(found);
   let_go(pod);
@@ -326,7 +419,7 @@ Pod& Router::pod_named(const std::string& name) {
 }
 
 void Router::let_go(Pod& pod) {
-  if (--pod.users == 0 && pod.ports.empty()) pods_.erase(std::string(pod.name));
+  if (--pod.users == 0 && !pod.published) pods_.erase(std::string(pod.name));
 }
 
 void Router::forget_if_done(Replica& replica) {

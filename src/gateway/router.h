@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "gateway/call.h"
 #include "gateway/connection.h"
 #include "gateway/dial.h"
 #include "gateway/event_loop.h"
@@ -40,7 +41,7 @@ class Port final : public EventLoop::Handler {
   Pod& pod;
   PublishedPort where;
   Fd listener;
-  std::list<Connection*> held;  // oldest first
+  Hold hold;
 
  private:
   void pause();
@@ -66,13 +67,16 @@ struct Replica {
   bool open = false;
   std::int64_t in_flight = 0;
   std::uint64_t picked = 0;                  // when last: equals take turns
-  std::map<std::uint16_t, int> answered_at;  // container port -> the address that accepted last
+  std::map<std::uint32_t, int> answered_at;  // container port -> the address that accepted last
+  bool admits_clients = false;               // with their own addresses
   std::vector<DrainWaiter*> waiters;
 };
 
 struct Pod {
   std::string name;
   std::vector<std::unique_ptr<Port>> ports;
+  Hold calls;                   // of other parts of the daemon
+  bool published = false;       // from publish to unpublish
   std::vector<Replica*> ready;  // with the gate open
   PodTraffic traffic;
   int concurrency = 100;
@@ -83,7 +87,7 @@ struct Pod {
     return static_cast<int>((connections + concurrency - 1) / concurrency);
   }
   std::int64_t users =
-      0;  // connections, replicas, calls at work: it lives as long as anything refers to it
+      0;  // connections, replicas, functions at work: it lives as long as anything refers to it
 };
 
 class Router {
@@ -100,13 +104,18 @@ class Router {
   void add_waiter(const std::string& replica,
                   DrainWaiter& waiter);  // wakes it at once when the replica is free
   void remove_waiter(const std::string& replica, DrainWaiter& waiter);
+  void call(std::uint64_t number, const CallTarget& target, CallEvents events);
+  void end_call(std::uint64_t number);
   PodTraffic traffic(const std::string& pod) const;
   Need need(const std::string& pod);
   std::int64_t in_flight(const std::string& replica) const;
   void close_all();
 
   // For ports and connections.
-  void accepted(Port& port, Fd client);
+  void accepted(Port& port, Fd client, const sockaddr_storage& address);
+  // From a replica that may; reset when the pod has no such port.
+  void accepted_link(const std::string& pod, std::uint16_t port, Fd client,
+                     const sockaddr_storage& address);
   // The ready replica with the fewest connections in flight that is not among `tried`; nullptr when
   // there is none.
   Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried);
@@ -121,6 +130,7 @@ class Router {
   Dialer dialer;
   RelayTools tools;
   ReserveDescriptor reserve;
+  int being_refused = 0;  // clients that are being told why
 
  private:
   Pod& pod_named(const std::string& name);
@@ -128,6 +138,10 @@ class Router {
   void forget_if_done(Replica& replica);
   void close_gate(Replica& replica);
   void close_port(std::unique_ptr<Port> port);
+  void close_hold(const Hold& hold);
+  void add(std::unique_ptr<Connection> connection);
+  void accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
+              const sockaddr_storage& address);
   std::vector<Connection*> connections_where(
       const std::function<bool(const Connection&)>& matches) const;
   Fd listen_for(const PublishedPort& port) const;
@@ -136,6 +150,7 @@ class Router {
   std::map<std::string, Pod> pods_;
   std::map<std::string, Replica> replicas_;
   std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;
+  std::unordered_map<std::uint64_t, Call*> calls_;
   std::uint64_t serial_ = 0, picks_ = 0;
   std::int64_t complained_us_ = 0, unsaid_ = 0;
 };

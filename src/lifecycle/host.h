@@ -15,6 +15,13 @@ struct Settings {
   bool keep_logs = true;
   std::uint64_t checkpoint_quota = 0;  // bytes all checkpoints may take; 0: what the disk has
 
+  // Traffic: what may be held for a pod while no replica is ready, by each port.
+  int hold_connections = 1024;
+  std::int64_t hold_bytes = 64 << 20;
+  std::int64_t hold_time_us = 120'000'000;
+  // The shared HTTP port, ADDRESS:PORT; "": none. With a certificate it speaks HTTPS.
+  std::string front, front_tls_cert, front_tls_key;
+
   std::string database() const { return data_dir + "/thaw.db"; }
   std::string slot_dir(const std::string& slot) const { return data_dir + "/slots/" + slot; }
   std::string log_dir(const std::string& replica) const { return data_dir + "/logs/" + replica; }

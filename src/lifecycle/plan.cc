@@ -5,6 +5,7 @@
 #include <set>
 #include <sstream>
 
+#include "network/links.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -105,6 +106,9 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
               spec.resources.gpu,
               spec.checkpoint.before_checkpoint,
               spec.checkpoint.when ? condition_digest(*spec.checkpoint.when) : json()};
+  // What is rare does not change the others' digests.
+  if (!spec.links.empty()) all.push_back({"links", spec.links});
+  if (spec.network == state::PodSpec::Network::kNone) all.push_back("network: none");
   return sha256_hex(all.dump());
 }
 
@@ -222,6 +226,9 @@ runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& repl
   container.lowers.push_back(plan.rootfs);
   container.mounts = plan.spec.mounts;
   container.resources = plan.spec.resources;
+  for (const std::string& pod : plan.spec.links)
+    container.hosts.emplace_back(network::link_address(pod), pod);
+  container.cut_off = plan.spec.network == state::PodSpec::Network::kNone;
   return container;
 }
 

@@ -500,7 +500,10 @@ json Shim::start_cold(const json& request) {
   std::vector<runtime::Bind> mounts = binds();
   write_file(paths_.bundle() + "/config.json",
              runtime::oci_config(spec_, paths_, mounts, cgroup_->path()).dump());
-  network::set_link_open(route_socket_, link_, true);
+  if (spec_.cut_off)
+    network::cut_off();
+  else
+    network::set_link_open(route_socket_, link_, true);
   phases.add("mounts", at);
 
   at = monotonic_us();
@@ -616,7 +619,8 @@ json Shim::restore(const json& request) {
   fault_point("shim.restore.asked", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
   int destroyed = 0;
   std::int64_t sockets_us = 0;
-  bool reach_outside = request.at("link");
+  bool reach_outside = request.at("link") && !spec_.cut_off;
+  if (spec_.cut_off) network::cut_off();
   checkpoint::CriuOutcome outcome = swrk_->restore(
       criu,
       [&](const std::string& stage) {

@@ -132,6 +132,13 @@ void set_link_open(const Fd& route_socket, const std::string& interface, bool op
   send(route_socket, batch);
 }
 
+void cut_off() {
+  Batch batch;
+  delete_default_routes(batch, kReplicaLink);
+  auto failure = try_send(open_route_socket(), batch);
+  if (failure && failure->error_number != ESRCH) throw_failure(*failure);
+}
+
 NetnsScope::NetnsScope(int netns_fd) : home_(Fd::open(kNetns, O_RDONLY | O_CLOEXEC)) {
   check(::setns(netns_fd, CLONE_NEWNET), "enter a network namespace");
 }

@@ -8,6 +8,7 @@
 #include "network/address_pool.h"
 #include "network/forwarding.h"
 #include "network/layout.h"
+#include "network/links.h"
 #include "network/netns.h"
 #include "network/nft_table.h"
 #include "network/rtnetlink.h"
@@ -83,6 +84,19 @@ int delete_links(const std::vector<std::string>& names, std::uint32_t group) {
   auto failure = try_send(socket, batch);
   if (failure && failure->error_number != ENODEV) throw_failure(*failure);
   return moved;
+}
+
+// Where the gateway listens for links. An earlier daemon's may be there, or none may be left.
+void set_listener_address(int instance, bool there) {
+  constexpr int kLoopback = 1;
+  Batch batch;
+  Address address = Address::parse(link_listener(instance));
+  if (there)
+    add_address(batch, kLoopback, address, address.bits());
+  else
+    delete_address(batch, kLoopback, address, address.bits());
+  auto failure = try_send(open_route_socket(), batch);
+  if (failure && failure->error_number != (there ? EEXIST : EADDRNOTAVAIL)) throw_failure(*failure);
 }
 
 }  // namespace
@@ -162,6 +176,7 @@ Network::Network(const std::string& lock_dir, int preferred_instance, std::int64
   enable_forwarding();
   std::int64_t start = monotonic_us();
   load_table(impl_->instance);
+  set_listener_address(impl_->instance, true);
   log::debug("loaded the nft table", {{"table", table_name(impl_->instance)},
                                       {"us", std::to_string(monotonic_us() - start)}});
   impl_->reaper = std::thread([impl = impl_.get()] { impl->reap(); });
@@ -248,6 +263,7 @@ void Network::destroy() {
     if (name && name->instance == impl_->instance) names.push_back(link.name);
   }
   delete_links(names, kCondemnedGroup + static_cast<std::uint32_t>(impl_->instance));
+  set_listener_address(impl_->instance, false);
   delete_table(impl_->instance);
 }
 

@@ -79,6 +79,9 @@ Fd open_route_socket();
 // is closed, the nft table drops every packet from and to the replica. The replica's own view does
 // not change. Throws Error with the kernel's errno.
 void set_link_open(const Fd& route_socket, const std::string& interface, bool open);
+// For a replica that is to reach nothing: in the caller's network namespace, what is not inside has
+// no route, and programs are told so at once.
+void cut_off();
 // Destroys every TCP and UDP socket (IPv4 and IPv6) of the caller's network namespace that is
 // connected to anything outside it: own are those whose both ends are addresses of the namespace.
 // Listening and unconnected sockets stay. Returns how many were destroyed.

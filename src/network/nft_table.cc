@@ -3,6 +3,7 @@
 #include <nftables/libnftables.h>
 
 #include "network/layout.h"
+#include "network/links.h"
 #include "network/nft_netlink.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -16,9 +17,10 @@ constexpr const char* kQuoted = "quoted4";
 constexpr const char* kQuoted6 = "quoted6";
 
 // Order of the hooks for a packet from a replica: source to unique (-400), conntrack (-200),
-// filters (0), masquerade (100). Its answer: conntrack undoes the masquerade (-100), filters (0),
-// destination to fixed (400). So conntrack and every other table of the host see unique addresses
-// only.
+// filters (0), masquerade (100). To a
+// link's address: destination to the gateway's listener (-100). Its answer: conntrack undoes the
+// masquerade (-100), filters (0), destination to fixed (400). So conntrack and every other table of
+// the host see unique addresses only.
 std::string rules(int instance) {
   // One chain for each hook, entered by every packet of the host: a single comparison, then a jump.
   return fmt::format(
@@ -50,6 +52,7 @@ table inet {table} {{
     drop
   }}
   chain to_host {{
+    ip daddr {listener} tcp dport {link_port} ct status dnat accept
     ct state established accept
     ct state related meta l4proto {{ icmp, ipv6-icmp }} accept
     icmp type echo-request accept
@@ -63,6 +66,10 @@ table inet {table} {{
   chain on_prerouting {{
     type filter hook prerouting priority -400; policy accept;
     iifname "{pattern}" jump from_replica
+  }}
+  chain on_prerouting_nat {{
+    type nat hook prerouting priority -100; policy accept;
+    iifname "{pattern}" ip daddr 10.77.0.0/16 ip daddr != 10.77.0.0/24 meta l4proto tcp dnat ip to {listener}:{link_port}
   }}
   chain on_input {{
     type filter hook input priority 0; policy accept;
@@ -94,8 +101,8 @@ table inet {table} {{
       fmt::arg("map4", kMap), fmt::arg("map6", kMap6), fmt::arg("quoted4", kQuoted),
       fmt::arg("quoted6", kQuoted6), fmt::arg("fixed4", kReplicaAddress),
       fmt::arg("fixed6", kReplicaAddress6), fmt::arg("block4", address_block(instance)),
-      fmt::arg("block6", address_block6(instance)),
-      fmt::arg("pattern", interface_pattern(instance)));
+      fmt::arg("block6", address_block6(instance)), fmt::arg("listener", link_listener(instance)),
+      fmt::arg("link_port", kLinkPort), fmt::arg("pattern", interface_pattern(instance)));
 }
 
 // Empty when it worked, otherwise nft's own message.

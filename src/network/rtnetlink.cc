@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <libmnl/libmnl.h>
+#include <linux/fib_rules.h>
 #include <linux/if.h>
 #include <linux/if_addr.h>
 #include <linux/if_link.h>
@@ -184,9 +185,9 @@ void set_group(Batch& batch, const std::string& name, std::uint32_t group) {
   mnl_attr_put_u32(change_link(batch, name, "set the group of link " + name), IFLA_GROUP, group);
 }
 
-void add_address(Batch& batch, int link, const Address& address, int prefix) {
-  auto* header =
-      batch.message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, "add address " + address.text(), 256);
+namespace {
+
+void put_ifaddr(nlmsghdr* header, int link, const Address& address, int prefix) {
   auto* message = static_cast<ifaddrmsg*>(mnl_nlmsg_put_extra_header(header, sizeof(ifaddrmsg)));
   message->ifa_family = static_cast<unsigned char>(address.family);
   message->ifa_prefixlen = static_cast<unsigned char>(prefix);
@@ -194,6 +195,19 @@ void add_address(Batch& batch, int link, const Address& address, int prefix) {
   message->ifa_flags = address.family == AF_INET6 ? IFA_F_NODAD : 0;
   put_address(header, IFA_LOCAL, address);
   put_address(header, IFA_ADDRESS, address);
+}
+
+}  // namespace
+
+void add_address(Batch& batch, int link, const Address& address, int prefix) {
+  put_ifaddr(
+      batch.message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, "add address " + address.text(), 256),
+      link, address, prefix);
+}
+
+void delete_address(Batch& batch, int link, const Address& address, int prefix) {
+  put_ifaddr(batch.message(RTM_DELADDR, 0, "delete address " + address.text(), 256), link, address,
+             prefix);
 }
 
 void add_neighbour(Batch& batch, int link, const Address& address, const Mac& mac) {
@@ -224,6 +238,36 @@ void add_host_route(Batch& batch, int link, const Address& address) {
   route->rtm_dst_len = static_cast<unsigned char>(address.bits());
   put_address(header, RTA_DST, address);
   mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(link));
+}
+
+void add_mark_rule(Batch& batch, int family, std::uint32_t mark, std::uint32_t table) {
+  auto* header = batch.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL,
+                               "add a rule for mark " + std::to_string(mark), 256);
+  auto* rule = static_cast<fib_rule_hdr*>(mnl_nlmsg_put_extra_header(header, sizeof(fib_rule_hdr)));
+  rule->family = static_cast<unsigned char>(family);
+  rule->action = FR_ACT_TO_TBL;
+  mnl_attr_put_u32(header, FRA_PRIORITY, table);
+  mnl_attr_put_u32(header, FRA_FWMARK, mark);
+  mnl_attr_put_u32(header, FRA_TABLE, table);
+}
+
+void add_local_default(Batch& batch, int family, int link, std::uint32_t table) {
+  auto* header = batch.message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE,
+                               "make every address local in table " + std::to_string(table), 256);
+  auto* route = put_route(header, family);
+  route->rtm_table = RT_TABLE_UNSPEC;
+  route->rtm_type = RTN_LOCAL;
+  route->rtm_scope = RT_SCOPE_HOST;
+  mnl_attr_put_u32(header, RTA_TABLE, table);
+  mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(link));
+}
+
+void delete_default_routes(Batch& batch, int link) {
+  for (int family : {AF_INET, AF_INET6}) {
+    auto* header = batch.message(RTM_DELROUTE, 0, "delete the default route", 256);
+    put_route(header, family);
+    mnl_attr_put_u32(header, RTA_OIF, static_cast<std::uint32_t>(link));
+  }
 }
 
 void delete_link(Batch& batch, const std::string& name) {

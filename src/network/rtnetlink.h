@@ -35,12 +35,19 @@ void without_link_local(Batch& batch, const std::string& name);
 void set_up(Batch& batch, const std::string& name, bool up);
 void set_group(Batch& batch, const std::string& name, std::uint32_t group);
 void add_address(Batch& batch, int link, const Address& address, int prefix);
+void delete_address(Batch& batch, int link, const Address& address, int prefix);
 // Never resolved, never aged. Replaces one that exists.
 void add_neighbour(Batch& batch, int link, const Address& address, const Mac& mac);
 // Default route through a gateway that is in no subnet of ours.
 void add_default_route(Batch& batch, int link, const Address& gateway, const Address& source);
 // Replaces one that exists.
 void add_host_route(Batch& batch, int link, const Address& address);
+// Of both families.
+void delete_default_routes(Batch& batch, int link);
+// What carries the mark is routed by the table.
+void add_mark_rule(Batch& batch, int family, std::uint32_t mark, std::uint32_t table);
+// Every address is local, in this table.
+void add_local_default(Batch& batch, int family, int link, std::uint32_t table);
 void delete_link(Batch& batch, const std::string& name);
 // Every link of the group at once: the kernel's long waits are then paid once, not for each link.
 void delete_group(Batch& batch, std::uint32_t group);

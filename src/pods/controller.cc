@@ -16,10 +16,12 @@
 #include "lifecycle/replica.h"
 #include "lifecycle/slots.h"
 #include "lifecycle/turns.h"
+#include "network/links.h"
 #include "network/network.h"
 #include "pods/memory_pressure.h"
 #include "pods/metrics.h"
 #include "pods/spec.h"
+#include "pods/traffic.h"
 #include "util/error.h"
 #include "util/fault.h"
 #include "util/file.h"
@@ -112,7 +114,8 @@ struct Controller::Impl {
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
         network("/run/thaw", preferred_instance(database)),
-        gateway({}, [this](const std::string& pod) { needs_more(pod); }),
+        gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
+        front(make_front(settings, gateway, database)),
         slots(settings, criu, network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
@@ -144,7 +147,9 @@ struct Controller::Impl {
   MemoryPressure pressure;
   std::mutex needy_mutex;
   std::set<std::string> needy;  // pods whose connections call for more replicas
+  Links links{database};
   gateway::Gateway gateway;
+  std::unique_ptr<front::Front> front;
   lifecycle::Slots slots;
   lifecycle::Turns turns;
   lifecycle::Checkpoints checkpoints;
@@ -202,6 +207,15 @@ struct Controller::Impl {
     return lifecycle::make_plan(spec, version, &*found, host, criu_missing);
   }
 
+  // Everything that leads clients to the pod; nothing has changed when it throws.
+  std::vector<gateway::PublishedPort> publish(const state::PodSpec& spec) {
+    if (front) front->routes().check(spec.name, routes_of(spec));
+    auto ports = gateway.publish(spec.name, published_ports(spec), spec.concurrency);
+    if (front) front->routes().set(spec.name, routes_of(spec));
+    links.set(spec.name, spec.links);
+    return ports;
+  }
+
   void load_pods() {
     for (auto& row : database.pods()) {
       Pod pod;
@@ -209,10 +223,7 @@ struct Controller::Impl {
       try {
         pod.spec = from_json(row.spec);
         pod.plan = plan_for(pod.spec, row.version);
-        std::vector<gateway::PublishedPort> ports;
-        for (const auto& port : pod.spec.ports)
-          ports.push_back({port.address, port.host, port.container});
-        gateway.publish(row.name, ports, pod.spec.concurrency);
+        publish(pod.spec);
       } catch (const std::exception& error) {
         pod.broken = error.what();
         log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
@@ -517,6 +528,12 @@ Controller::~Controller() {
 
 void Controller::start() {
   impl_->load_pods();
+  if (impl_->front) impl_->front->start();
+  impl_->gateway.listen_for_links(network::link_listener(impl_->network.instance()),
+                                  network::kLinkPort,
+                                  [this](const std::string& replica, const std::string& link) {
+                                    return impl_->links.find(replica, link);
+                                  });
   impl_->adopt_replicas();
   impl_->network.remove_stray_interfaces();
   impl_->slots.start_refill();
@@ -577,9 +594,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     }
   }
   PodPlan plan = impl.plan_for(spec, version);
-  std::vector<gateway::PublishedPort> ports;
-  for (const auto& port : spec.ports) ports.push_back({port.address, port.host, port.container});
-  ports = impl.gateway.publish(spec.name, ports, spec.concurrency);
+  std::vector<gateway::PublishedPort> ports = impl.publish(spec);
   for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
   plan.spec.ports = spec.ports;
 
@@ -716,6 +731,8 @@ void Controller::remove(const std::string& name, bool force) {
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
   fault_point("pod.ended");
+  if (impl.front) impl.front->routes().remove(name);
+  impl.links.set(name, {});
   impl.gateway.unpublish(name);
   impl.pods.erase(name);
   impl.database.transaction([&] {

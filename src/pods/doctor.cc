@@ -13,8 +13,11 @@
 #include <cstdio>
 
 #include "checkpoint/criu_install.h"
+#include "network/network.h"
+#include "network/rtnetlink.h"
 #include "pods/controller.h"
 #include "runtime/cgroup.h"
+#include "runtime/resolver.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/process.h"
@@ -113,6 +116,26 @@ CheckResult check_nftables() {
   }
 }
 
+// Replicas ask the host's name servers themselves; the host's own services they do not reach.
+CheckResult check_name_servers() {
+  constexpr const char* remedy =
+      "name one in /etc/resolv.conf that is not on this host, or pods cannot resolve names";
+  auto servers = runtime::name_servers(runtime::resolver_configuration());
+  if (servers.empty())
+    return {"name servers", Status::kWarn, "none but on loopback addresses", remedy};
+  std::string all, own;
+  auto ours = network::addresses(network::open_route_socket());
+  for (const std::string& server : servers) {
+    all += (all.empty() ? "" : ", ") + server;
+    for (const auto& address : ours)
+      if (address.text() == server) own = server;
+  }
+  if (!own.empty())
+    return {"name servers", Status::kWarn, own + " is this host, which replicas do not reach",
+            remedy};
+  return {"name servers", Status::kPass, all, ""};
+}
+
 CheckResult check_limits() {
   rlimit files{};
   ::getrlimit(RLIMIT_NOFILE, &files);
@@ -158,6 +181,7 @@ std::vector<CheckResult> run_doctor(const lifecycle::Settings& settings) {
       check_userfaultfd(),
       check_filesystem("overlay", "build the kernel with CONFIG_OVERLAY_FS, or load the module"),
       check_nftables(),
+      check_name_servers(),
       check_program("skopeo", "skopeo", Status::kWarn,
                     "install skopeo: images cannot be imported without it"),
       check_program("umoci", "umoci", Status::kWarn,

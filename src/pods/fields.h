@@ -170,6 +170,20 @@ struct Choice {
   }
 };
 
+// Its default is not written: what few pods have does not stand in all of them.
+template <typename E>
+struct RareChoice : Choice<E> {
+  E usual;
+  nlohmann::json write(E value) const {
+    return value == usual ? nlohmann::json() : Choice<E>::write(value);
+  }
+  nlohmann::json schema() const {
+    nlohmann::json result = Choice<E>::schema();
+    result["default"] = Choice<E>::write(usual);
+    return result;
+  }
+};
+
 template <typename Inner>
 struct ListOf {
   Inner inner;
@@ -194,6 +208,14 @@ struct ListOf {
     nlohmann::json result = {{"type", "array"}, {"items", inner.schema()}};
     if (min) result["minItems"] = min;
     return result;
+  }
+};
+
+template <typename Inner>
+struct RareList : ListOf<Inner> {
+  template <typename V>
+  nlohmann::json write(const std::vector<V>& value) const {
+    return value.empty() ? nlohmann::json() : ListOf<Inner>::write(value);
   }
 };
 

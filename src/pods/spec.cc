@@ -1,5 +1,6 @@
 #include "pods/spec.h"
 
+#include "network/links.h"
 #include "pods/condition_spec.h"
 #include "pods/document.h"
 #include "pods/fields.h"
@@ -14,9 +15,11 @@ using state::Mount;
 using state::PodSpec;
 using state::Port;
 using state::Resources;
+using state::Route;
 
 constexpr std::int64_t kSecond = 1'000'000, kHour = 3600 * kSecond, kDay = 24 * kHour;
 constexpr int kMaxReplicas = 1000;
+constexpr std::size_t kMaxLinks = 250;  // addresses of one /24
 constexpr std::uint64_t kMinMemory = 1 << 20;
 constexpr std::int64_t kMaxPids = 1 << 22;  // the kernel's PID_MAX_LIMIT
 const Text kAnyText{.empty_allowed = true};
@@ -44,6 +47,20 @@ const std::vector<Field<Port>>& port_fields() {
             "The port of the host; 0: Thaw chooses one at deploy."),
       field("address", &Port::address, IpAddress{},
             "The address of the host to publish on; 0.0.0.0 or :: for all."),
+      field("protocol", &Port::protocol,
+            RareChoice<Port::Protocol>{
+                {{{"tcp", Port::Protocol::kTcp}, {"http", Port::Protocol::kHttp}}},
+                Port::Protocol::kTcp},
+            "What is spoken: a client that cannot be served is reset, or answered by a 503 that "
+            "says why."),
+      field(
+          "client_address", &Port::client_address,
+          RareChoice<Port::ClientAddress>{{{{"gateway", Port::ClientAddress::kGateway},
+                                            {"keep", Port::ClientAddress::kKeep},
+                                            {"proxy", Port::ClientAddress::kProxy}}},
+                                          Port::ClientAddress::kGateway},
+          "What the program sees as its client's address: the gateway's, the client's own, or the "
+          "gateway's with the client's own in a PROXY protocol header."),
   };
   return fields;
 }
@@ -93,6 +110,55 @@ struct PortType {
               Object<Port>{port_fields}.schema()}}};
   }
 };
+
+// Lower case, since names of hosts have none.
+struct HostName {
+  std::string read(const Place& at) const {
+    std::string name =
+        Text{
+            "(\\*\\.)?[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?(\\.[A-Za-z0-9]([-A-Za-z0-9]*["
+            "A-Za-z0-9])?)*",
+            "a host's name, such as app.example.com or *.example.com"}
+            .read(at);
+    for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    return name;
+  }
+  json write(const std::string& value) const { return value.empty() ? json() : json(value); }
+  json schema() const { return {{"type", "string"}, {"minLength", 1}}; }
+};
+
+const std::vector<Field<Route>>& route_fields() {
+  static const std::vector<Field<Route>> fields = {
+      field("host", &Route::host, HostName{},
+            "The host that is asked for, or *.DOMAIN for all below a domain; any when absent."),
+      field("path", &Route::path,
+            Text{"/[^\\s?#]*", "a path that begins with '/', without '?' and '#'"},
+            "Requests for this path and what is below it."),
+      field("port", &Route::port, Integer<std::uint16_t>{1, 65535},
+            "The port that the program listens on; the first of ports when absent."),
+  };
+  return fields;
+}
+
+struct RouteType : Object<Route> {
+  Route read(const Place& at) const {
+    Route route = Object::read(at);
+    while (route.path.size() > 1 && route.path.back() == '/') route.path.pop_back();
+    if (!route.port) route.port = at.reading.default_port;
+    if (!route.port)
+      at.refuse("it names no port, and the pod has no ports", "add port: 8000, or ports: [8000]");
+    return route;
+  }
+  json schema() const {
+    json result = Object::schema();
+    result["properties"]["port"].erase("default");
+    return result;
+  }
+};
+
+const Text kPodName{
+    "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+    "a DNS label: at most 63 lower-case letters, digits and '-', a letter or digit at either end"};
 
 const std::vector<Field<Resources>>& resource_fields() {
   static const std::vector<Field<Resources>> fields = {
@@ -220,14 +286,21 @@ struct Checkpoint : Object<CheckpointSpec> {
   }
 };
 
+Field<PodSpec> routes_field() {
+  Field<PodSpec> routes =
+      field("routes", &PodSpec::routes, RareList<RouteType>{{{{route_fields}}}},
+            "Requests of the daemon's shared HTTP port (--front) that come to this pod.");
+  routes.read = [read = routes.read](const Place& at, PodSpec& spec) {
+    at.reading.default_port = spec.ports.empty() ? 0 : spec.ports[0].container;
+    read(at, spec);
+  };
+  return routes;
+}
+
 const std::vector<Field<PodSpec>>& pod_fields() {
   static const std::vector<Field<PodSpec>> fields = [] {
     std::vector<Field<PodSpec>> table = {
-        field("name", &PodSpec::name,
-              Text{"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
-                   "a DNS label: at most 63 lower-case letters, digits and '-', a letter or digit "
-                   "at either end"},
-              "The pod's name, a DNS label.", kRequired),
+        field("name", &PodSpec::name, kPodName, "The pod's name, a DNS label.", kRequired),
         field("image", &PodSpec::image, ImageReference{},
               "The image, such as docker://python:3.12 or oci:./images/app:1; this or rootfs."),
         field("rootfs", &PodSpec::rootfs, HostPath{},
@@ -247,6 +320,16 @@ const std::vector<Field<PodSpec>>& pod_fields() {
               "Files and folders of the host; they do not belong to a checkpoint."),
         field("ports", &PodSpec::ports, ListOf<PortType>{},
               "Published TCP ports; the first one is the default of http and tcp conditions."),
+        routes_field(),
+        field(
+            "network", &PodSpec::network,
+            RareChoice<PodSpec::Network>{
+                {{{"nat", PodSpec::Network::kNat}, {"none", PodSpec::Network::kNone}}},
+                PodSpec::Network::kNat},
+            "Whether replicas reach the outside, through the host's addresses; clients reach them "
+            "in both cases."),
+        field("links", &PodSpec::links, RareList<Text>{{kPodName, 0, kMaxLinks}},
+              "Pods that this one reaches, by their names; from other pods it is cut off."),
         field("resources", &PodSpec::resources, Object<Resources>{resource_fields},
               "Limits of each replica."),
     };
@@ -283,6 +366,8 @@ class Checks {
     variables();
     mounts();
     ports();
+    routes();
+    links();
     if (spec_.min_replicas > spec_.max_replicas)
       refuse("replicas",
              "min " + std::to_string(spec_.min_replicas) + " is more than max " +
@@ -359,6 +444,34 @@ class Checks {
           refuse(path, "port " + std::to_string(b.host) + " of the host is taken by " + which,
                  "give each its own host port or address");
       }
+  }
+
+  void routes() const {
+    for (std::size_t i = 0; i < spec_.routes.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j)
+        if (spec_.routes[i].host == spec_.routes[j].host &&
+            spec_.routes[i].path == spec_.routes[j].path)
+          refuse("routes[" + std::to_string(i) + "]",
+                 "it matches the same requests as routes[" + std::to_string(j) + "]",
+                 "leave one of them out");
+  }
+
+  void links() const {
+    for (std::size_t i = 0; i < spec_.links.size(); ++i) {
+      std::string path = "links[" + std::to_string(i) + "]";
+      if (spec_.links[i] == spec_.name) refuse(path, "it is the pod itself", "leave it out");
+      for (std::size_t j = 0; j < i; ++j)
+        if (spec_.links[i] == spec_.links[j])
+          refuse(path, "it is the same as links[" + std::to_string(j) + "]",
+                 "leave one of them out");
+      for (std::size_t j = 0; j < i; ++j)
+        if (network::link_address(spec_.links[i]) == network::link_address(spec_.links[j]))
+          refuse(path, "its address is that of links[" + std::to_string(j) + "] by chance",
+                 "give one of the pods another name");
+    }
+    if (!spec_.links.empty() && spec_.network == PodSpec::Network::kNone)
+      refuse("links", "a pod with network: none reaches nothing",
+             "leave out links, or network: none");
   }
 
   const Reading& reading_;

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "runtime/resolver.h"
 #include "runtime/seccomp.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -155,7 +156,9 @@ nlohmann::json to_json(const ContainerSpec& spec) {
           {"mounts", mounts},
           {"cpu", spec.resources.cpu},
           {"memory", spec.resources.memory},
-          {"pids", spec.resources.pids}};
+          {"pids", spec.resources.pids},
+          {"hosts", spec.hosts},
+          {"cut_off", spec.cut_off}};
 }
 
 ContainerSpec container_from_json(const nlohmann::json& json) {
@@ -174,6 +177,8 @@ ContainerSpec container_from_json(const nlohmann::json& json) {
   json.at("cpu").get_to(spec.resources.cpu);
   json.at("memory").get_to(spec.resources.memory);
   json.at("pids").get_to(spec.resources.pids);
+  json.at("hosts").get_to(spec.hosts);
+  json.at("cut_off").get_to(spec.cut_off);
   return spec;
 }
 
@@ -219,9 +224,10 @@ void prepare_slot_mounts(const SlotPaths& paths) {
 
 void write_names(const ContainerSpec& spec, const SlotPaths& paths) {
   write_file(paths.etc() + "/hostname", spec.hostname + "\n");
-  write_file(paths.etc() + "/hosts",
-             "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n10.77.0.2 " +
-                 spec.hostname + "\nfd00:77::2 " + spec.hostname + "\n");
+  std::string hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n10.77.0.2 " +
+                      spec.hostname + "\nfd00:77::2 " + spec.hostname + "\n";
+  for (auto& [address, name] : spec.hosts) hosts += address + " " + name + "\n";
+  write_file(paths.etc() + "/hosts", hosts);
   if (spec.identity.empty()) return;
   std::string file = paths.thaw() + "/identity.json";
   write_file(file + ".new", spec.identity);
@@ -240,8 +246,7 @@ void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
                         ",redirect_dir=off,metacopy=off,index=on,xino=off";
   check(::mount("overlay", paths.rootfs().c_str(), "overlay", 0, options.c_str()),
         "mount overlay at", paths.rootfs());
-  write_file(paths.etc() + "/resolv.conf",
-             exists("/etc/resolv.conf") ? read_file("/etc/resolv.conf") : "");
+  write_file(paths.etc() + "/resolv.conf", spec.cut_off ? "" : resolver_configuration());
   write_names(spec, paths);
 }
 

@@ -44,6 +44,8 @@ struct ContainerSpec {
   std::vector<std::string> lowers;  // overlay lower directories, topmost first
   std::vector<state::Mount> mounts;
   state::Resources resources;
+  std::vector<std::pair<std::string, std::string>> hosts;  // address and name, for /etc/hosts
+  bool cut_off = false;                                    // reaches nothing outside
 };
 nlohmann::json to_json(const ContainerSpec& spec);
 ContainerSpec container_from_json(const nlohmann::json& json);

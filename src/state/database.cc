@@ -119,6 +119,8 @@ EventRow event_of(Query& query) {
   return row;
 }
 
+std::string text_of(Query& query) { return query.text(); }
+
 ImageRow image_of(Query& query) {
   ImageRow row;
   row.id = query.text();
@@ -372,6 +374,14 @@ std::vector<ReplicaRow> Database::replicas(const std::string& pod) {
                              " FROM replicas WHERE ?1 = '' OR pod = ?1 ORDER BY created_us, number")
                  << pod,
              replica_of);
+}
+
+std::string Database::pod_at(const std::string& address) {
+  std::lock_guard lock(impl_->mutex);
+  return first(impl_->db.query("SELECT pod FROM replicas WHERE ended_us = 0 AND address = ?")
+                   << address,
+               text_of)
+      .value_or("");
 }
 
 void Database::remove_replica(const std::string& id) {

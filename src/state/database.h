@@ -105,6 +105,8 @@ class Database {
   void put_replica(const ReplicaRow& replica);
   std::optional<ReplicaRow> replica(const std::string& id);
   std::vector<ReplicaRow> replicas(const std::string& pod = {});  // oldest first
+  // The pod of the living replica that has this unique address; "": there is none.
+  std::string pod_at(const std::string& address);
   void remove_replica(const std::string& id);
   // Keeps the newest `keep` ended replicas of each pod and removes older ended ones.
   void prune_replicas(int keep);

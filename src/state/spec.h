@@ -21,7 +21,19 @@ struct Port {
   std::uint16_t container = 0;
   std::uint16_t host = 0;             // 0: chosen by Thaw at deploy, shown by `thaw ls`
   std::string address = "127.0.0.1";  // where it is published
+  enum class Protocol { kTcp, kHttp } protocol = Protocol::kTcp;
+  // What the replica sees of its client: the gateway's address, the client's own, or the gateway's
+  // and the client's own in a PROXY protocol header.
+  enum class ClientAddress { kGateway, kKeep, kProxy } client_address = ClientAddress::kGateway;
   bool operator==(const Port&) const = default;
+};
+
+// Requests of the shared HTTP port that come to this pod.
+struct Route {
+  std::string host;        // lower case; "*.example.com" for what is below; empty: any
+  std::string path = "/";  // and what is below
+  std::uint16_t port = 0;  // of the container
+  bool operator==(const Route&) const = default;
 };
 
 struct Resources {
@@ -82,6 +94,9 @@ struct PodSpec {
   std::string user;     // "uid[:gid]" or names of the image's /etc/passwd; empty: the image's
   std::vector<Mount> mounts;
   std::vector<Port> ports;
+  std::vector<Route> routes;
+  enum class Network { kNat, kNone } network = Network::kNat;
+  std::vector<std::string> links;  // pods that it reaches by name
   Resources resources;
   int min_replicas = 1;
   int max_replicas = 1;

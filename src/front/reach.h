@@ -1,0 +1,42 @@
+// A coroutine's way to a pod: asks the gateway for a connection and waits for the answer, or for
+// the client to leave. While it lives, the replica counts it as in flight.
+#pragma once
+
+#include "front/stream.h"
+#include "gateway/gateway.h"
+
+#include <boost/asio/io_context.hpp>
+#include <functional>
+#include <optional>
+
+namespace thaw::front {
+
+class Reach {
+ public:
+  Reach(gateway::Gateway& gateway, asio::io_context& io) : gateway_(gateway), io_(io) {}
+  ~Reach();
+  Reach(const Reach&) = delete;
+  Reach& operator=(const Reach&) = delete;
+
+  enum class End { kReached, kRefused, kClientLeft };
+  // Afterwards upstream() is connected, or why() is set. `on_dropped` is called when the replica
+  // goes.
+  Task<End> connect(gateway::CallTarget target, Socket& client, std::function<void()> on_dropped);
+  Socket& upstream() { return *upstream_; }
+  gateway::Refusal why() const { return why_; }
+  const std::string& replica() const { return replica_; }
+  bool held() const { return held_; }
+
+ private:
+  struct Pending;
+  gateway::Gateway& gateway_;
+  asio::io_context& io_;
+  std::shared_ptr<Pending> pending_;
+  std::uint64_t number_ = 0;
+  std::optional<Socket> upstream_;
+  gateway::Refusal why_ = gateway::Refusal::kFailed;
+  std::string replica_;
+  bool held_ = false;
+};
+
+}  // namespace thaw::front

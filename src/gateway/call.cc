@@ -1,0 +1,34 @@
+#include "gateway/call.h"
+
+#include "gateway/router.h"
+
+namespace thaw::gateway {
+
+Call::Call(Router& router, Pod& pod, Hold& hold, Way way, std::int64_t bytes, std::uint64_t number,
+           CallEvents events)
+    : Connection(router, pod, hold, way),
+      bytes_(bytes),
+      number_(number),
+      events_(std::move(events)) {}
+
+void Call::connected(std::uint32_t) {
+  router_.loop.unwatch(upstream_.get());
+  std::exchange(events_.answered, {})(Reached{std::move(upstream_), replica()->id, was_held()});
+}
+
+void Call::refuse(Refusal why) {
+  auto answered = std::exchange(events_.answered, {});
+  finish();
+  if (answered) answered(why);
+}
+
+void Call::abort() { refuse(Refusal::kFailed); }
+
+// It ends when the caller has closed its socket and says so.
+void Call::dropped() {
+  if (events_.dropped) events_.dropped();
+}
+
+void Call::end() { finish(); }
+
+}  // namespace thaw::gateway

@@ -1,0 +1,45 @@
+// A client of a published port and its replica: bytes move with splice(2). A client that cannot be
+// served is reset; on an HTTP port it gets a 503 that says why.
+#pragma once
+
+#include "gateway/connection.h"
+#include "gateway/relay.h"
+
+namespace thaw::gateway {
+
+class Tunnel final : public Connection {
+ public:
+  Tunnel(Router& router, Pod& pod, Hold& hold, Way way, Protocol protocol, Fd client);
+  ~Tunnel() override;
+
+  void start();  // watches the client, then dials or holds
+  void start_refused(Refusal why);
+
+ private:
+  void on_client(std::uint32_t events) override;
+  bool client_left() override;
+  std::int64_t waiting_bytes() override;
+  void connected(std::uint32_t events) override;
+  void on_upstream(std::uint32_t events) override;
+  void on_own_timer() override;
+  void on_own_turn() override;
+  void refuse(Refusal why) override;
+  void abort() override;
+  void dropped() override;
+
+  enum class End { kClose, kReset };
+  void end(End how);
+  void pump();
+  bool speaks_http(std::string& method) const;
+  void hear_out();
+
+  const Protocol protocol_;
+  Relay relay_;
+  bool watched_ = false;
+  bool lingering_ = false;      // the replica ended its stream, the client did not
+  std::int64_t active_us_ = 0;  // when bytes moved last
+  bool counted_ = false;        // among those that are being told why
+  std::size_t heard_ = 0;       // bytes thrown away after the refusal
+};
+
+}  // namespace thaw::gateway

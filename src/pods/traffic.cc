@@ -1,0 +1,85 @@
+#include "pods/traffic.h"
+
+#include "network/links.h"
+
+namespace thaw::pods {
+namespace {
+
+gateway::ClientAddress client_address(state::Port::ClientAddress wanted) {
+  switch (wanted) {
+    case state::Port::ClientAddress::kKeep:
+      return gateway::ClientAddress::kKeep;
+    case state::Port::ClientAddress::kProxy:
+      return gateway::ClientAddress::kProxy;
+    case state::Port::ClientAddress::kGateway:
+      break;
+  }
+  return gateway::ClientAddress::kGateway;
+}
+
+}  // namespace
+
+gateway::Limits traffic_limits(const lifecycle::Settings& settings) {
+  return {.held_per_port = settings.hold_connections,
+          .held_bytes_per_port = settings.hold_bytes,
+          .held_timeout_us = settings.hold_time_us};
+}
+
+std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec) {
+  std::vector<gateway::PublishedPort> ports;
+  for (const auto& port : spec.ports)
+    ports.push_back({.address = port.address,
+                     .host = port.host,
+                     .container = port.container,
+                     .protocol = port.protocol == state::Port::Protocol::kHttp
+                                     ? gateway::Protocol::kHttp
+                                     : gateway::Protocol::kTcp,
+                     .client_address = client_address(port.client_address)});
+  return ports;
+}
+
+void Links::set(const std::string& pod, const std::vector<std::string>& links) {
+  std::map<std::string, std::string> names;
+  for (const std::string& link : links) names.emplace(network::link_address(link), link);
+  std::lock_guard lock(mutex_);
+  if (names.empty())
+    by_pod_.erase(pod);
+  else
+    by_pod_[pod] = std::move(names);
+}
+
+std::optional<std::string> Links::find(const std::string& replica_address,
+                                       const std::string& link_address) {
+  {
+    std::lock_guard lock(mutex_);
+    if (by_pod_.empty()) return std::nullopt;
+  }
+  std::string pod = database_.pod_at(replica_address);
+  std::lock_guard lock(mutex_);
+  auto names = by_pod_.find(pod);
+  if (names == by_pod_.end()) return std::nullopt;
+  auto found = names->second.find(link_address);
+  return found == names->second.end() ? std::nullopt : std::optional(found->second);
+}
+
+std::vector<front::Route> routes_of(const state::PodSpec& spec) {
+  std::vector<front::Route> routes;
+  for (const auto& route : spec.routes)
+    routes.push_back({route.host, route.path, spec.name, route.port});
+  return routes;
+}
+
+std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
+                                         gateway::Gateway& gateway, state::Database& database) {
+  if (settings.front.empty()) return nullptr;
+  front::Options options{.address = settings.front,
+                         .tls_cert = settings.front_tls_cert,
+                         .tls_key = settings.front_tls_key};
+  options.was_restored = [&database](const std::string& replica) {
+    auto row = database.replica(replica);
+    return row && row->started_from != "cold";
+  };
+  return std::make_unique<front::Front>(gateway, std::move(options));
+}
+
+}  // namespace thaw::pods
