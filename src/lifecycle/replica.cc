@@ -18,6 +18,8 @@ namespace {
 constexpr std::int64_t kDumpBaseUs = 60'000'000;
 // A start that still faulted this often adds to the record of its checkpoint.
 constexpr std::size_t kWorthLearning = 8;
+// What started.json in the container says of a start in which nobody tried to make a checkpoint.
+constexpr const char* kUncheckpointed = "uncheckpointed";
 
 std::int64_t dump_timeout_us(const PodPlan& plan) {
   return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
@@ -297,7 +299,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
   }
   services_.checkpoints.restore_ended(checkpoint, outcome, attempt.end.reason);
   if (outcome == Outcome::kRestored) {
-    open_gate(fmt::format("restored from checkpoint {}", checkpoint.row.id));
+    open_gate("restored", fmt::format("restored from checkpoint {}", checkpoint.row.id));
     nlohmann::json touched = touched_memory(*slot_);
     if (touched.size() > kWorthLearning) services_.checkpoints.learn(checkpoint, touched);
     return true;
@@ -357,7 +359,7 @@ void Replica::start_cold() {
 
 void Replica::warm_up() {
   const auto& wish = plan_.spec.checkpoint;
-  if (!wish.when) return open_gate("started");
+  if (!wish.when) return open_gate(kUncheckpointed, "started");
   SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
   Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
   bool dump_follows = state() == State::kWarming;
@@ -369,13 +371,15 @@ void Replica::warm_up() {
       throw Error(Code::kTimeout, "warm up replica", row_.id,
                   "its condition did not hold in time: " + outcome.last,
                   "look at `thaw logs`, or raise checkpoint.timeout");
-    return open_gate("its condition did not hold in time, it serves without a checkpoint: " +
-                     outcome.last);
+    return open_gate(
+        "timed-out",
+        "its condition did not hold in time, it serves without a checkpoint: " + outcome.last);
   }
-  if (!plan_.checkpoint.enabled || !dump_follows) return open_gate("its condition holds");
+  if (!plan_.checkpoint.enabled || !dump_follows)
+    return open_gate(kUncheckpointed, "its condition holds");
   std::string id, failure;
   dump(false, &id, &failure);
-  open_gate(failure.empty() ? "checkpointed as " + id : failure);
+  open_gate_after_dump(id, failure);
 }
 
 // Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
@@ -410,11 +414,25 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
                 "it did not survive the dump: " + *failure);
 }
 
-void Replica::open_gate(const std::string& message) {
+void Replica::open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure) {
+  if (failure.empty())
+    open_gate("checkpointed", "checkpointed as " + checkpoint_id);
+  else
+    open_gate(checkpoint_id.empty() ? kUncheckpointed : "failed", failure);
+}
+
+void Replica::open_gate(const char* outcome, const std::string& message) {
   if (readable(slot_->shim->ended_fd()))
     throw Error(Code::kUnavailable, "serve replica", row_.id, "its container has ended");
   if (readable(cancel_.get()))
     throw Error(Code::kCancelled, "serve replica", row_.id, "it is to stop");
+  try {
+    slot_->shim->call({{"op", "announce"}, {"outcome", outcome}, {"reason", message}},
+                      Deadline::after_ms(5000));
+  } catch (const Error& error) {
+    log::warn("the container was not told that its start is over",
+              {{"replica", row_.id}, {"error", error.what()}});
+  }
   move(Event::kOpen, message);
   services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
 }
@@ -446,7 +464,7 @@ void Replica::serve() {
     }
     bool alive = !readable(slot_->shim->ended_fd());
     if (alive && state() == State::kCheckpointing)
-      open_gate(result.failure.empty() ? "checkpointed as " + result.id : result.failure);
+      open_gate_after_dump(result.id, result.failure);
     else if (alive)
       services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
     std::scoped_lock lock(mutex_);

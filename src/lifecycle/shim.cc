@@ -26,6 +26,7 @@
 #include "runtime/cgroup.h"
 #include "runtime/container.h"
 #include "runtime/enter.h"
+#include "runtime/heartbeat.h"
 #include "store/tree.h"
 #include "util/clock.h"
 #include "util/error.h"
@@ -84,6 +85,7 @@ class Shim {
   json execute(const json& request, std::vector<Fd>& descriptors,
                std::vector<int>& answer_descriptors, Fd& keep);
   json status();
+  void announce(const json& request);
   void destroy();
   void kill_container();
 
@@ -262,6 +264,11 @@ void Shim::handle(Message message) {
         for (const auto& range : pages_->touched())
           list.push_back({range.pid, range.address, range.length});
       return json{{"ranges", list}};
+    });
+  } else if (operation == "announce") {
+    answer(id, [&] {
+      announce(request);
+      return json::object();
     });
   } else if (operation == "status") {
     answer(id, [&] { return status(); });
@@ -591,6 +598,7 @@ json Shim::restore(const json& request) {
         // connections will. Nothing runs yet either: a program that reconnects at once finds the
         // link open.
         std::int64_t start = monotonic_us();
+        runtime::freshen_heartbeats(cgroup_->pids());
         destroyed = network::destroy_outside_sockets();
         if (reach_outside) network::set_link_open(route_socket_, link_, true);
         sockets_us = monotonic_us() - start;
@@ -684,6 +692,7 @@ json Shim::dump(const json& request) {
         store::copy_tree(paths_.shm(), directory + "/shm");
         store::copy_tree(paths_.dev(), directory + "/dev");
         store::copy_tree(paths_.thaw(), directory + "/thaw");
+        runtime::freshen_heartbeats(cgroup_->pids());
         capture_us = monotonic_us() - at;
       },
       deadline);
@@ -700,7 +709,7 @@ json Shim::dump(const json& request) {
   for (const char* name : {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin",
                            "stdout", "stderr", "ptmx", "pts", "shm"})
     remove_tree(directory + "/dev/" + name);
-  for (const char* name : {"identity.json", "notify", "restored"})
+  for (const char* name : {"identity.json", "notify", "restored", "started.json"})
     remove_tree(directory + "/thaw/" + name);
   checkpoint::rearm_expired_timers(directory + "/images");
   checkpoint::DumpTimes times = checkpoint::read_dump_stats(paths_.criu_work());
@@ -808,6 +817,19 @@ void Shim::read_notifications() {
       check(::ftruncate(file.get(), 0), "truncate", paths_.notify());
     write_all(file, line, paths_.notify());
   }
+}
+
+// Members: outcome, reason. Tells whoever waits in the container (docs/container-protocol.md).
+void Shim::announce(const json& request) {
+  // The folder is the container's to write to: the text is made outside it, and a rename replaces
+  // whatever has the name, without following it.
+  std::string beside = paths_.dir + "/started.json", name = paths_.thaw() + "/started.json";
+  write_file(beside,
+             json{{"outcome", request.at("outcome")}, {"reason", request.at("reason")}}.dump(
+                 -1, ' ', false, json::error_handler_t::replace) +
+                 "\n");
+  check(::chmod(beside.c_str(), 0644), "set mode of", beside);
+  check(::rename(beside.c_str(), name.c_str()), "rename", name);
 }
 
 json Shim::status() {
