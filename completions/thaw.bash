@@ -9,7 +9,7 @@ _thaw() {
       return
     fi
     case "$node ${COMP_WORDS[i]}" in
-    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
+    'thaw daemon' | 'thaw deploy' | 'thaw serve' | 'thaw init' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
     esac
   done
   case "$node $prev" in
@@ -45,6 +45,9 @@ _thaw() {
     'thaw deploy --replicas') kind=nothing ;;
     'thaw deploy --timeout') kind=nothing ;;
     'thaw deploy --host') kind=nothing ;;
+    'thaw serve --timeout') kind=nothing ;;
+    'thaw serve --host') kind=nothing ;;
+    'thaw init --host') kind=nothing ;;
     'thaw ls --host') kind=nothing ;;
     'thaw ps --host') kind=nothing ;;
     'thaw logs -n') kind=nothing ;;
@@ -79,9 +82,11 @@ _thaw() {
   esac
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
-    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events checkpoint image doctor version schema completion --host -h --help' ;;
+    'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events checkpoint image doctor version schema completion --host -h --help' ;;
     'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
+    'thaw serve') offers='--timeout --host -h --help' ;;
+    'thaw init') offers='--host -h --help' ;;
     'thaw ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw ps') offers='-a --all --json -q --quiet --host -h --help' ;;
     'thaw logs') offers='-f --follow -n --tail --since -t --timestamps --host -h --help' ;;
@@ -107,6 +112,8 @@ _thaw() {
     if [[ $cur != -* ]]; then
       case "$node" in
     'thaw deploy') kind=files ;;
+    'thaw serve') kind=files ;;
+    'thaw init') kind=directories ;;
     'thaw ps') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw logs') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;
     'thaw exec') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;
