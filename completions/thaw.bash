@@ -9,7 +9,7 @@ _thaw() {
       return
     fi
     case "$node ${COMP_WORDS[i]}" in
-    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
+    'thaw daemon' | 'thaw deploy' | 'thaw serve' | 'thaw init' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
     esac
   done
   case "$node $prev" in
@@ -22,6 +22,12 @@ _thaw() {
     'thaw daemon --criu') kind=directories ;;
     'thaw daemon --slots') kind=nothing ;;
     'thaw daemon --checkpoint-quota') kind=nothing ;;
+    'thaw daemon --hold-connections') kind=nothing ;;
+    'thaw daemon --hold-bytes') kind=nothing ;;
+    'thaw daemon --hold-time') kind=nothing ;;
+    'thaw daemon --front') kind=nothing ;;
+    'thaw daemon --front-tls-cert') kind=files ;;
+    'thaw daemon --front-tls-key') kind=files ;;
     'thaw daemon --host') kind=nothing ;;
     'thaw deploy --name') kind=nothing ;;
     'thaw deploy --image') kind=files ;;
@@ -46,6 +52,9 @@ _thaw() {
     'thaw deploy --replicas') kind=nothing ;;
     'thaw deploy --timeout') kind=nothing ;;
     'thaw deploy --host') kind=nothing ;;
+    'thaw serve --timeout') kind=nothing ;;
+    'thaw serve --host') kind=nothing ;;
+    'thaw init --host') kind=nothing ;;
     'thaw ls --host') kind=nothing ;;
     'thaw ps --host') kind=nothing ;;
     'thaw logs -n') kind=nothing ;;
@@ -82,9 +91,11 @@ _thaw() {
   esac
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
-    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events trace checkpoint image doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --checkpoint-quota --stop-replicas-on-exit --host -h --help' ;;
+    'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image doctor version schema completion --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --checkpoint-quota --hold-connections --hold-bytes --hold-time --front --front-tls-cert --front-tls-key --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
+    'thaw serve') offers='--timeout --host -h --help' ;;
+    'thaw init') offers='--host -h --help' ;;
     'thaw ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw ps') offers='-a --all --json -q --quiet --host -h --help' ;;
     'thaw logs') offers='-f --follow -n --tail --since -t --timestamps --host -h --help' ;;
@@ -112,6 +123,8 @@ _thaw() {
     if [[ $cur != -* ]]; then
       case "$node" in
     'thaw deploy') kind=files ;;
+    'thaw serve') kind=files ;;
+    'thaw init') kind=directories ;;
     'thaw ps') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw logs') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;
     'thaw exec') values=$(thaw ps -q 2>/dev/null; thaw ls -q 2>/dev/null) ;;

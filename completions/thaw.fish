@@ -3,7 +3,7 @@ function __thaw_at
     set -l node thaw
     for word in (commandline -opc)[2..]
         switch "$node $word"
-            case 'thaw daemon' 'thaw deploy' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
+            case 'thaw daemon' 'thaw deploy' 'thaw serve' 'thaw init' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
                 set node "$node $word"
         end
     end
@@ -12,6 +12,8 @@ end
 complete -c thaw -f
 complete -c thaw -n '__thaw_at "thaw"' -a daemon -d 'Run the daemon in the foreground'
 complete -c thaw -n '__thaw_at "thaw"' -a deploy -d 'Create a pod, or change it to a new specification'
+complete -c thaw -n '__thaw_at "thaw"' -a serve -d 'Deploy a pod that is written in Python, again whenever its code changes'
+complete -c thaw -n '__thaw_at "thaw"' -a init -d 'Write an example of a pod in Python to begin with'
 complete -c thaw -n '__thaw_at "thaw"' -a ls -d 'List pods'
 complete -c thaw -n '__thaw_at "thaw"' -a ps -d 'List replicas'
 complete -c thaw -n '__thaw_at "thaw"' -a logs -d 'Show what a replica wrote'
@@ -37,6 +39,12 @@ complete -c thaw -n '__thaw_at "thaw daemon"' -l runtime -r -F -d 'The OCI runti
 complete -c thaw -n '__thaw_at "thaw daemon"' -l criu -r -F -d 'Where CRIU is installed (found by itself)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l slots -x -d 'Slots prepared ahead (2)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-quota -x -d 'What all checkpoints may take on disk; those not used for longest go first (no limit but the disk)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l hold-connections -x -d 'Connections held for a pod'\''s port while no replica is ready (1024)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l hold-bytes -x -d 'What those may have sent meanwhile, together (64MiB)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l hold-time -x -d 'How long a connection is held (2m)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l front -x -d 'A shared HTTP port, which leads to pods by their routes'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l front-tls-cert -r -F -d 'Certificate chain (PEM) of the shared port, which then speaks HTTPS'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l front-tls-key -r -F -d 'Its private key (PEM)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l stop-replicas-on-exit -d 'Stop all replicas when the daemon ends'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw daemon"' -s h -l help -d 'Show help'
@@ -65,6 +73,13 @@ complete -c thaw -n '__thaw_at "thaw deploy"' -s q -l quiet -d 'Print the name o
 complete -c thaw -n '__thaw_at "thaw deploy"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw deploy"' -s h -l help -d 'Show help'
 complete -c thaw -n '__thaw_at "thaw deploy"' -F
+complete -c thaw -n '__thaw_at "thaw serve"' -l timeout -x -d 'Longest wait for a deploy (15m)'
+complete -c thaw -n '__thaw_at "thaw serve"' -l host -x -d 'The daemon to talk to'
+complete -c thaw -n '__thaw_at "thaw serve"' -s h -l help -d 'Show help'
+complete -c thaw -n '__thaw_at "thaw serve"' -F
+complete -c thaw -n '__thaw_at "thaw init"' -l host -x -d 'The daemon to talk to'
+complete -c thaw -n '__thaw_at "thaw init"' -s h -l help -d 'Show help'
+complete -c thaw -n '__thaw_at "thaw init"'
 complete -c thaw -n '__thaw_at "thaw ls"' -l json -d 'Print the API'\''s JSON array'
 complete -c thaw -n '__thaw_at "thaw ls"' -s q -l quiet -d 'Print names only'
 complete -c thaw -n '__thaw_at "thaw ls"' -l host -x -d 'The daemon to talk to'

@@ -52,6 +52,8 @@ Command thaw_command();
 // One file each.
 Command daemon_command();
 Command deploy_command();
+Command serve_command();
+Command init_command();
 Command ls_command();
 Command ps_command();
 Command logs_command();

@@ -1,6 +1,7 @@
 #include "cli/command.h"
 #include "cli/deploy_spec.h"
 #include "cli/progress.h"
+#include "cli/python.h"
 #include "pods/spec.h"
 #include "util/units.h"
 
@@ -38,12 +39,31 @@ void report(const DeployOptions& options, const nlohmann::json& pod) {
   }
 }
 
+// All that a pod is stands in the Python file; what is left is how to deploy it.
+int deploy_python(Context& context, const DeployOptions& options) {
+  SpecFlags only_file;
+  only_file.file = options.spec.file;
+  if (options.spec != only_file) {
+    throw Error(Code::kInvalid, "deploy", options.spec.file,
+                "flags that change the specification do not go with a pod in Python",
+                "change the Pod(...) in the file");
+  }
+  auto seconds = duration_us(options.timeout, "--timeout") / 1'000'000;
+  std::vector<std::string> words{"deploy", options.spec.file, "--timeout", std::to_string(seconds)};
+  if (options.no_wait) words.push_back("--no-wait");
+  if (options.dry_run) words.push_back("--dry-run");
+  if (options.json) words.push_back("--json");
+  if (options.quiet) words.push_back("--quiet");
+  return run_python(context, words);
+}
+
 int deploy(Context& context, const DeployOptions& options) {
   duration_us(options.timeout, "--timeout");  // before anything is changed
   if (options.wait && options.no_wait) {
     throw Error(Code::kInvalid, "deploy", {}, "--wait and --no-wait contradict each other",
                 "give one of them");
   }
+  if (is_python_pod(options.spec.file)) return deploy_python(context, options);
   nlohmann::json spec = pods::to_json(build_spec(options.spec));
   auto client = context.client();
   auto result = client.post(options.dry_run ? "/v1/pods?dry_run=true" : "/v1/pods", spec);
@@ -67,11 +87,11 @@ Command deploy_command() {
   auto options = std::make_shared<DeployOptions>();
   SpecFlags& spec = options->spec;
   Command command{"deploy", "Create a pod, or change it to a new specification",
-                  "From a file (YAML or JSON, - for stdin), from flags, or from a file with flags "
-                  "laid over it. Waits "
+                  "From a file (YAML or JSON, - for stdin), from flags, from a file with flags "
+                  "laid over it, or from a pod that is written in Python (app.py:pod). Waits "
                   "until the replicas are ready, showing what happens when stderr is a terminal, "
                   "and prints the URLs."};
-  command.examples = {"thaw deploy pod.yaml",
+  command.examples = {"thaw deploy pod.yaml", "thaw deploy app.py:pod",
                       "thaw deploy --name web --rootfs DIR --port 8000 --checkpoint-when "
                       "http:/health -- python3 app.py"};
   command.options = {
@@ -101,7 +121,8 @@ Command deploy_command() {
       {"--dry-run", "", &options->dry_run, "Check only, and print the whole specification"},
       {"--json", "", &options->json, "Print the pod as JSON"},
       {"-q,--quiet", "", &options->quiet, "Print the name only"}};
-  command.positionals = {{"FILE", &spec.file, "A pod specification, - for stdin", false, "@file"}};
+  command.positionals = {
+      {"FILE", &spec.file, "A pod specification, - for stdin; or FILE.py:NAME", false, "@file"}};
   command.rest = &spec.command;
   command.rest_name = "COMMAND...";
   command.run = [options](Context& context) { return deploy(context, *options); };

@@ -15,6 +15,7 @@ struct SpecFlags {
       replicas;
   std::vector<std::string> ports, env, mounts;
   std::vector<std::string> command;
+  bool operator==(const SpecFlags&) const = default;
 };
 
 // The file's specification with the flags laid over it (lists are added to, the command is

@@ -23,6 +23,8 @@ constexpr std::size_t kWorthLearning = 8;
 constexpr std::int64_t kServingUs = 1'000'000;
 // A restored program that dies this soon after it was ready died of the restore.
 constexpr std::int64_t kSettledUs = 10'000'000;
+// What started.json in the container says of a start in which nobody tried to make a checkpoint.
+constexpr const char* kUncheckpointed = "uncheckpointed";
 
 std::int64_t dump_timeout_us(const PodPlan& plan) {
   return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
@@ -298,7 +300,7 @@ void Replica::live() {
         if (attempt.end.phase != RestorePhase::kValidated)
           throw Error(Code::kUnavailable, "validate replica", row_.id, attempt.end.reason);
       }
-      open_gate("taken from the standbys");
+      open_gate("restored", "taken from the standbys");
     } else if (adopted_ && (state() == State::kWarming || state() == State::kCheckpointing)) {
       // What the old daemon waited for is waited for again; a dump it began is void, but the gate
       // stays closed until it is over.
@@ -437,7 +439,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       wake_standby();
       how = fmt::format("taken from the standbys of checkpoint {}", checkpoint.row.id);
     }
-    open_gate(how);
+    open_gate("restored", how);
     learn_until_us_ = monotonic_us() + kServingUs;
     learn_anything_ = !checkpoint.served;
     return true;
@@ -505,7 +507,7 @@ void Replica::start_cold() {
 
 void Replica::warm_up() {
   const auto& wish = plan_.spec.checkpoint;
-  if (!wish.when) return open_gate("started");
+  if (!wish.when) return open_gate(kUncheckpointed, "started");
   SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
   Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
   bool dump_follows = state() == State::kWarming;
@@ -517,14 +519,16 @@ void Replica::warm_up() {
       throw Error(Code::kTimeout, "warm up replica", row_.id,
                   "its condition did not hold in time: " + outcome.last,
                   "look at `thaw logs`, or raise checkpoint.timeout");
-    return open_gate("its condition did not hold in time, it serves without a checkpoint: " +
-                     outcome.last);
+    return open_gate(
+        "timed-out",
+        "its condition did not hold in time, it serves without a checkpoint: " + outcome.last);
   }
   fault_point("warm.holds", {{"shim", shim_pid()}, {"container", container_pid()}});
-  if (!plan_.checkpoint.enabled || !dump_follows) return open_gate("its condition holds");
+  if (!plan_.checkpoint.enabled || !dump_follows)
+    return open_gate(kUncheckpointed, "its condition holds");
   std::string id, failure;
   dump(false, &id, &failure);
-  open_gate(failure.empty() ? "checkpointed as " + id : failure);
+  open_gate_after_dump(id, failure);
 }
 
 // Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
@@ -567,11 +571,25 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
                 "it did not survive the dump: " + *failure);
 }
 
-void Replica::open_gate(const std::string& message) {
+void Replica::open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure) {
+  if (failure.empty())
+    open_gate("checkpointed", "checkpointed as " + checkpoint_id);
+  else
+    open_gate(checkpoint_id.empty() ? kUncheckpointed : "failed", failure);
+}
+
+void Replica::open_gate(const char* outcome, const std::string& message) {
   if (readable(slot_->shim->ended_fd()))
     throw Error(Code::kUnavailable, "serve replica", row_.id, "its container has ended");
   if (readable(cancel_.get()))
     throw Error(Code::kCancelled, "serve replica", row_.id, "it is to stop");
+  try {
+    slot_->shim->call({{"op", "announce"}, {"outcome", outcome}, {"reason", message}},
+                      Deadline::after_ms(5000));
+  } catch (const Error& error) {
+    log::warn("the container was not told that its start is over",
+              {{"replica", row_.id}, {"error", error.what()}});
+  }
   move(Event::kOpen, message);
   fault_point("gate.ready", {{"shim", shim_pid()}, {"container", container_pid()}});
   services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
@@ -622,7 +640,7 @@ void Replica::serve() {
     }
     bool alive = !readable(slot_->shim->ended_fd());
     if (alive && state() == State::kCheckpointing)
-      open_gate(result.failure.empty() ? "checkpointed as " + result.id : result.failure);
+      open_gate_after_dump(result.id, result.failure);
     else if (alive)
       services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
     std::scoped_lock lock(mutex_);

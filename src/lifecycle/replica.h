@@ -84,7 +84,8 @@ class Replica {
   void start_cold();
   void warm_up();
   void dump(bool forced, std::string* checkpoint_id, std::string* failure);
-  void open_gate(const std::string& message);
+  void open_gate(const char* outcome, const std::string& message);
+  void open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure);
   void serve();
   void finish();
   void move(Event event, const std::string& message,

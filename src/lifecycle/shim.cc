@@ -28,6 +28,7 @@
 #include "runtime/cgroup.h"
 #include "runtime/container.h"
 #include "runtime/enter.h"
+#include "runtime/heartbeat.h"
 #include "store/tree.h"
 #include "util/clock.h"
 #include "util/error.h"
@@ -93,6 +94,7 @@ class Shim {
   json execute(const json& request, std::vector<Fd>& descriptors,
                std::vector<int>& answer_descriptors, Fd& keep);
   json status();
+  void announce(const json& request);
   void destroy();
   void kill_container();
 
@@ -130,7 +132,8 @@ class Shim {
   std::map<int, std::function<void()>> handlers_;
   bool done_ = false;
   std::atomic<bool> staged_ = false;  // the last dump's images wait in memory at paths_.stage()
-  bool stopped_ = false;              // restored, but every process is left stopped
+  std::int64_t resting_since_us_ = 0;
+  bool stopped_ = false;  // restored, but every process is left stopped
 
   std::mutex mutex_;  // guards what follows
   Stage stage_ = Stage::kPreparing;
@@ -279,6 +282,11 @@ void Shim::handle(Message message) {
         for (const auto& range : pages_->touched())
           list.push_back({range.pid, range.address, range.length});
       return json{{"ranges", list}};
+    });
+  } else if (operation == "announce") {
+    answer(id, [&] {
+      announce(request);
+      return json::object();
     });
   } else if (operation == "status") {
     answer(id, [&] { return status(); });
@@ -630,6 +638,7 @@ json Shim::restore(const json& request) {
         // link open.
         fault_point("shim.restore.resuming", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
         std::int64_t start = monotonic_us();
+        runtime::freshen_heartbeats(cgroup_->pids());
         destroyed = network::destroy_outside_sockets();
         if (reach_outside) network::set_link_open(route_socket_, link_, true);
         fault_point("shim.restore.open", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
@@ -648,6 +657,7 @@ json Shim::restore(const json& request) {
 
   fault_point("shim.restore.done", {{"daemon", ::getppid()}, {"container", outcome.pid}});
   stopped_ = criu.leave_stopped;
+  resting_since_us_ = monotonic_us();
   took_init(Process::adopt(outcome.pid));
   return {{"success", true},
           {"pid", outcome.pid},
@@ -664,6 +674,7 @@ json Shim::rest() {
       throw Error(Code::kConflict, "freeze container", paths_.dir, "it is not running");
   }
   cgroup_->freeze(true, Deadline::after_ms(5000));
+  resting_since_us_ = monotonic_us();
   return json::object();
 }
 
@@ -674,6 +685,10 @@ json Shim::take(const json& request) {
   runtime::write_names(spec_, paths_);
   check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
         spec_.hostname);
+  // No watchdog bites before that, and looking costs a client its time.
+  constexpr std::int64_t kLongRestUs = 3'000'000;
+  if (monotonic_us() - resting_since_us_ > kLongRestUs)
+    runtime::freshen_heartbeats(cgroup_->pids());
   if (std::exchange(stopped_, false))
     for (int pid : cgroup_->pids()) ::kill(pid, SIGCONT);
   else
@@ -758,6 +773,7 @@ json Shim::dump(const json& request) {
         store::copy_tree(paths_.shm(), directory + "/shm");
         store::copy_tree(paths_.dev(), directory + "/dev");
         store::copy_tree(paths_.thaw(), directory + "/thaw");
+        runtime::freshen_heartbeats(cgroup_->pids());
         capture_us = monotonic_us() - at;
         fault_point("shim.dump.captured",
                     {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
@@ -779,7 +795,7 @@ json Shim::dump(const json& request) {
   for (const char* name : {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin",
                            "stdout", "stderr", "ptmx", "pts", "shm"})
     remove_tree(directory + "/dev/" + name);
-  for (const char* name : {"identity.json", "notify", "restored"})
+  for (const char* name : {"identity.json", "notify", "restored", "started.json"})
     remove_tree(directory + "/thaw/" + name);
   checkpoint::rearm_expired_timers(images_path);
   checkpoint::DumpTimes times = checkpoint::read_dump_stats(paths_.criu_work());
@@ -928,6 +944,19 @@ void Shim::read_notifications() {
       check(::ftruncate(file.get(), 0), "truncate", paths_.notify());
     write_all(file, line, paths_.notify());
   }
+}
+
+// Members: outcome, reason. Tells whoever waits in the container (docs/container-protocol.md).
+void Shim::announce(const json& request) {
+  // The folder is the container's to write to: the text is made outside it, and a rename replaces
+  // whatever has the name, without following it.
+  std::string beside = paths_.dir + "/started.json", name = paths_.thaw() + "/started.json";
+  write_file(beside,
+             json{{"outcome", request.at("outcome")}, {"reason", request.at("reason")}}.dump(
+                 -1, ' ', false, json::error_handler_t::replace) +
+                 "\n");
+  check(::chmod(beside.c_str(), 0644), "set mode of", beside);
+  check(::rename(beside.c_str(), name.c_str()), "rename", name);
 }
 
 json Shim::status() {

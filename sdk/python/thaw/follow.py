@@ -1,0 +1,75 @@
+"""Events as they happen, beside something else, or until a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from typing import Any, Callable, Dict, Iterator, Optional
+
+from .client import Client
+from .errors import ThawError
+
+
+class _Stream:
+    """A thread that reads events and hands each to a function, until it is closed."""
+
+    def __init__(self, client: Client, after: int, pod: Optional[str], handle: Callable[[Any], None]) -> None:
+        self._client, self._after, self._pod, self._handle = client, after, pod, handle
+        self._lock, self._socket, self._closed = threading.Lock(), None, False  # type: threading.Lock, Optional[socket.socket], bool
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _opened(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._socket = connection
+            if self._closed:
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        with contextlib.suppress(ThawError, OSError):
+            for _, event in self._client.events("/v1/events", self._opened, follow=True, after=self._after, pod=self._pod):
+                self._handle(event)
+        self._handle(None)
+
+    def close(self, linger: float = 0) -> None:
+        """linger: so many seconds for what has happened already to arrive."""
+        self._thread.join(linger)
+        with self._lock:
+            self._closed = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+
+
+def follow(client: Client, after: int, end: float) -> Iterator[Dict[str, Any]]:
+    """Events after an id, until `end`, a time of the monotonic clock."""
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    stream = _Stream(client, after, None, events.put)
+    try:
+        while True:
+            event = events.get(timeout=max(0.001, end - time.monotonic()))
+            if event is None:
+                return
+            yield event
+    except queue.Empty:
+        return
+    finally:
+        stream.close()
+
+
+class Follower:
+    """Tells a pod's events to a progress function while its block runs."""
+
+    def __init__(self, client: Client, pod: str, after: int, progress: Callable[[str], None]) -> None:
+        self._client, self._pod, self._after, self._progress = client, pod, after, progress
+
+    def __enter__(self) -> Follower:
+        self._stream = _Stream(self._client, self._after, self._pod, lambda event: event and self._progress(f"{event['type']}: {event['message']}"))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stream.close(0.05)

@@ -1,0 +1,602 @@
+"""A pod: what its writer declares, and what can be done with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+import warnings
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+from . import conditions, values
+from .client import Client, segment
+from .conditions import ConditionLike
+from .errors import InvalidError, ThawError
+from .image import Image
+from .undo import Undo
+
+Progress = Callable[[str], None]
+PortLike = Union[int, str]
+MountLike = Union[str, Mapping[str, Any]]
+_ENDED = ("stopped", "failed")
+_HELPERS = "/opt/thaw/python"  # where the container finds this package
+_LOG_LINES = 20
+
+
+class LogLine(NamedTuple):
+    """A line that a replica wrote."""
+
+    time: str
+    stream: str  # "stdout" or "stderr"
+    text: str
+
+
+class Event(NamedTuple):
+    """Something that happened: docs/lifecycle.md lists the states that `type` speaks of."""
+
+    id: int
+    time: str
+    type: str
+    pod: Optional[str]
+    replica: Optional[str]
+    checkpoint: Optional[str]
+    message: str
+    data: Dict[str, Any]
+
+
+class ExecResult(NamedTuple):
+    """How a program ended that ran in a replica. `exit_code` is as a shell reports it."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint; only an `available` one is used. `reason` says why another one is not."""
+
+    id: str
+    pod: str
+    status: str
+    reason: Optional[str]
+    bytes: int
+
+
+class Deployment(NamedTuple):
+    """What a deploy came to."""
+
+    name: str
+    urls: List[str]
+    created: bool
+    changed: bool
+    warnings: List[str]
+
+
+class Replica:
+    """A running container of a pod. Its facts are as they were when it was asked for; refresh() asks again.
+
+    >>> replica = pod.create()
+    >>> replica.id, replica.url, replica.started_from
+    ('1f0c52a9be11', 'http://127.0.0.1:9000', 'cold')
+    """
+
+    def __init__(self, client: Client, row: Dict[str, Any], url: Optional[str] = None) -> None:
+        self._client, self.url = client, url
+        self._set(row)
+
+    def _set(self, row: Dict[str, Any]) -> None:
+        self.row = row  # all that the API says
+        self.id: str = row["id"]
+        self.pod: str = row["pod"]
+        self.state: str = row["state"]
+        self.started_from: str = row["started_from"]
+        self.reason: Optional[str] = row["reason"]
+        self.exit_code: Optional[int] = row["exit_code"]
+        self.ready_in: Optional[float] = None if row["ready_in_us"] is None else row["ready_in_us"] / 1e6
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.id} of {self.pod}: {self.state}, from {self.started_from}>"
+
+    @property
+    def restored(self) -> bool:
+        """Whether it started from a checkpoint."""
+        return self.started_from not in ("", "cold")
+
+    def refresh(self) -> Replica:
+        """Asks again how it is."""
+        self._set(self._client.get(f"/v1/replicas/{self.id}"))
+        return self
+
+    def stop(self) -> None:
+        """Stops it; the pod's scale decides whether another takes its place."""
+        self._client.post(f"/v1/replicas/{self.id}/stop")
+
+    def logs(self, follow: bool = False, tail: Optional[int] = None) -> Iterator[LogLine]:
+        """What it wrote. follow: goes on as it writes, and ends with it.
+
+        >>> for line in replica.logs(tail=10): print(line.text)
+        """
+        path = f"/v1/replicas/{self.id}/logs"
+        if tail is not None:
+            values.whole("tail", tail, 0, 1_000_000)
+        rows = (row for _, row in self._client.events(path, follow=True, tail=tail)) if follow else self._client.lines(path, tail=tail)
+        text = {"stdout": "", "stderr": ""}
+        for row in rows:
+            text[row["stream"]] += row["text"]
+            if not row.get("partial"):
+                yield LogLine(row["time"], row["stream"], text[row["stream"]])
+                text[row["stream"]] = ""
+
+    def exec(self, argv: Sequence[str], input: Union[bytes, str, None] = None,  # noqa: A002: as subprocess has it
+             timeout: Optional[float] = None, check: bool = False) -> ExecResult:  # fmt: skip
+        """Runs a program in it. check: another exit code than 0 is a ThawError.
+
+        >>> replica.exec(["cat", "/etc/hostname"]).stdout
+        """
+        words = values.words("argv", argv, '["ls", "/"]')
+        code, out, err = self._client.exec(self.id, words, input, timeout)
+        result = ExecResult(code, out.decode(errors="replace"), err.decode(errors="replace"))
+        if check and code != 0:
+            said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+            raise ThawError("unavailable", "run", shlex.join(words), f"it ended with exit code {code}" + (f": {said[-1]}" if said else ""))
+        return result
+
+
+def _port(value: Any) -> Any:
+    if isinstance(value, str):
+        parts = value.rsplit(":", 2)
+        if all(part.isdigit() for part in parts[-2:]) and values.port(int(parts[-1])) and (len(parts) == 1 or int(parts[-2]) < 65536):
+            return value
+        raise InvalidError("use ports", value, "it is not a port", "give 8000, '9000:8000' (host:container) or '0.0.0.0:9000:8000'")
+    return values.port(value, "ports")
+
+
+def _mount(value: Any) -> Dict[str, Any]:
+    example = "give 'SOURCE:TARGET', 'SOURCE:TARGET:ro', or {'source': ..., 'target': ..., 'readonly': True}"
+    if isinstance(value, str):
+        parts = value.split(":")
+        if len(parts) not in (2, 3) or (len(parts) == 3 and parts[2] not in ("ro", "rw")):
+            raise InvalidError("use mounts", value, "it is no mount", example)
+        value = {"source": parts[0], "target": parts[1], "readonly": parts[2:] == ["ro"]}
+    if not isinstance(value, Mapping) or not {"source", "target"} <= set(value) <= {"source", "target", "readonly"}:
+        raise InvalidError("use mounts", value, "it is no mount", example)
+    source = os.path.abspath(os.path.expanduser(os.fspath(value["source"])))
+    return {"source": source, "target": values.inner_path("mounts", value["target"]), "readonly": values.flag("mounts", value.get("readonly", False))}
+
+
+def _secrets(value: Any) -> List[Tuple[str, str]]:
+    example = "give files of this machine, such as ['./api.key'], or names and files, such as {'api-key': './api.key'}"
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        pairs = [(os.path.basename(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else "", path) for path in value]
+    else:
+        raise InvalidError("use secrets", value, "they are neither a list nor a dict", example)
+    for name, path in pairs:
+        if not isinstance(name, str) or not name or "/" in name or name.startswith(".") or not isinstance(path, (str, os.PathLike)):
+            raise InvalidError("use secrets", f"{name!r}: {path!r}", "it is no name and file", example)
+    return [(name, os.path.abspath(os.path.expanduser(os.fspath(path)))) for name, path in pairs]
+
+
+class Pod:
+    """What runs, and how: an image, a command, ports, resources, how many replicas, and when one counts as warm.
+
+    `entrypoint` is run instead of the image's own command. `secrets` are files of this machine that the container sees read-only in
+    /run/secrets; they are no part of its image nor of its checkpoint's files (what the program read of them is in its memory).
+    `checkpoint_condition` is a function of your module, called in the container in a process of its own, or a condition such as
+    http("/health"); with it, checkpoints are on unless `checkpoint_enabled` is False.
+
+    >>> pod = Pod(name="model", image=Image.debian("bookworm").apt("python3").add("."), entrypoint=["python3", "server.py"],
+    ...           ports=[8000], memory="2GiB", max_replicas=4, checkpoint_condition=http("/health"))
+    >>> pod.deploy().urls
+    ['http://127.0.0.1:9000']
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image: Union[Image, str],
+        *,
+        entrypoint: Optional[Sequence[str]] = None,
+        ports: Sequence[PortLike] = (),
+        cpu: Optional[float] = None,
+        memory: Optional[values.Size] = None,
+        pids: Optional[int] = None,
+        gpu: Optional[int] = None,
+        env: Optional[Mapping[str, str]] = None,
+        secrets: Union[Sequence[str], Mapping[str, str]] = (),
+        mounts: Sequence[MountLike] = (),
+        user: Optional[str] = None,
+        workdir: Optional[str] = None,
+        min_replicas: int = 0,
+        max_replicas: Optional[int] = None,
+        keep_warm: Optional[values.Duration] = None,
+        checkpoint_enabled: Optional[bool] = None,
+        checkpoint_condition: Optional[ConditionLike] = None,
+        checkpoint_timeout: values.Duration = "10m",
+        checkpoint_on_timeout: str = "serve",
+        checkpoint_verify: bool = True,
+        checkpoint_memory: str = "lazy",
+        stop_grace: values.Duration = "10s",
+        client: Optional[Client] = None,
+    ) -> None:
+        self.name = values.name(name)
+        if isinstance(image, str):
+            image = Image.from_oci(image)
+        if not isinstance(image, Image):
+            raise InvalidError("use image", image, "it is no image", "give Image.debian('bookworm'), Image.from_oci(...), Image.from_rootfs(...), Image.from_dockerfile(...) or a reference such as 'docker://docker.io/library/python:3.12'")
+        self.image = image
+        self.entrypoint = None if entrypoint is None else values.words("entrypoint", entrypoint, '["python3", "server.py"]')
+        self.ports = values.each(ports, "ports", _port, "[8000]")
+        if cpu is not None and (not values.is_number(cpu) or not 0.01 <= cpu <= 1024):
+            raise InvalidError("use cpu", cpu, "it is no number of cores from 0.01 to 1024", "give one such as 1.5")
+        self.cpu = cpu
+        self.memory = None if memory is None else values.size("memory", memory)
+        if self.memory is not None and self.memory < 1 << 20:
+            raise InvalidError("use memory", memory, "it is less than 1MiB", "give a size such as '2GiB'; a plain number is bytes")
+        self.pids = None if pids is None else values.whole("pids", pids, 1, 1 << 22)
+        self.gpu = None if gpu is None else values.whole("gpu", gpu, 0, 64)
+        self.env = values.environment({} if env is None else env)
+        self.secrets = _secrets(secrets)
+        self.mounts = values.each(mounts, "mounts", _mount, "['./models:/models:ro']")
+        self.user = None if user is None else values.text("user", user, "give user or user:group, such as '1000:1000'")
+        self.workdir = None if workdir is None else values.inner_path("workdir", workdir)
+        self.min_replicas = values.whole("min_replicas", min_replicas, 0, 1000)
+        self.max_replicas = max(1, self.min_replicas) if max_replicas is None else values.whole("max_replicas", max_replicas, 1, 1000)
+        if self.max_replicas < self.min_replicas:
+            raise InvalidError("use max_replicas", max_replicas, f"it is below min_replicas, {min_replicas}", "raise max_replicas or lower min_replicas")
+        self.keep_warm = None if keep_warm is None else values.duration("keep_warm", keep_warm)
+        self.condition = None if checkpoint_condition is None else conditions.as_condition(checkpoint_condition)
+        if self.condition is not None and self.condition.needs_port() and not self.ports:
+            raise InvalidError("use checkpoint_condition", repr(self.condition), "it names no port, and the pod has no ports", "give the pod ports=[8000], or the condition a port")
+        wanted = self.condition is not None if checkpoint_enabled is None else values.flag("checkpoint_enabled", checkpoint_enabled)
+        if wanted and self.condition is None:
+            raise InvalidError("use checkpoint_enabled", "True", "there is no checkpoint_condition that says when the program is warm", f"give checkpoint_condition= one of {conditions.CHOICES}")
+        self.checkpoint_enabled = wanted
+        if wanted and (self.gpu or 0) > 1:
+            self.checkpoint_enabled = False
+            warnings.warn(f"pod '{name}': checkpointing is off: it has gpu={gpu}, and processes that use more than one GPU cannot be checkpointed; it starts cold every time", stacklevel=2)
+        self.checkpoint_timeout = values.duration("checkpoint_timeout", checkpoint_timeout, 1)
+        self.checkpoint_on_timeout = values.choice("checkpoint_on_timeout", checkpoint_on_timeout, ("serve", "fail"))
+        self.checkpoint_verify = values.flag("checkpoint_verify", checkpoint_verify)
+        self.checkpoint_memory = values.choice("checkpoint_memory", checkpoint_memory, ("lazy", "eager"))
+        self.stop_grace = values.duration("stop_grace", stop_grace, 0, 3600)
+        if client is not None and not isinstance(client, Client):
+            raise InvalidError("use client", client, "it is no Client", "give thaw.Client('unix:/path/to/thaw.sock')")
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"Pod({self.name!r})"
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client()
+        return self._client
+
+    @property
+    def _path(self) -> str:
+        return f"/v1/pods/{segment(self.name)}"
+
+    # --- deploying ---
+
+    def spec(self, progress: Optional[Progress] = None) -> Dict[str, Any]:
+        """Builds the image where that is needed, and returns the specification that the daemon gets (docs/pod-spec.md).
+
+        >>> Pod("web", Image.from_rootfs("/srv/rootfs"), entrypoint=["python3", "-m", "http.server"]).spec()["name"]
+        'web'
+        """
+        from . import build
+
+        when = self.condition.to_spec() if self.condition else None  # what is wrong with it is said before anything is built
+        built = self.image.build(progress)
+        env = {**built.env, **self.env}
+        helpers = {"source": build.helpers_folder(), "target": _HELPERS, "readonly": True}
+        env["PYTHONPATH"] = ":".join(filter(None, [env.get("PYTHONPATH"), _HELPERS]))
+        secrets = [{"source": path, "target": f"/run/secrets/{name}", "readonly": True} for name, path in self.secrets]
+        spec: Dict[str, Any] = {
+            "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, *secrets, helpers],
+            "replicas": {"min": self.min_replicas, "max": self.max_replicas}, "stop_grace": self.stop_grace,
+            "command": self.entrypoint or built.command, "user": self.user or built.user, "workdir": self.workdir or built.workdir,
+            "resources": _given({"cpu": self.cpu, "memory": self.memory, "pids": self.pids, "gpu": self.gpu}),
+        }  # fmt: skip
+        if when is not None:
+            spec["checkpoint"] = {"enabled": self.checkpoint_enabled, "when": when, "timeout": self.checkpoint_timeout, "on_timeout": self.checkpoint_on_timeout,
+                                  "verify": self.checkpoint_verify, "memory": self.checkpoint_memory}  # fmt: skip
+        return _given(spec)
+
+    def deploy(self, wait: bool = True, timeout: float = 900, progress: Optional[Progress] = None) -> Deployment:
+        """Creates the pod, or changes it to what is declared here, and waits until `min_replicas` are ready.
+
+        When anything of it fails, or it is interrupted, everything is put back: a new pod is removed with its checkpoints, one that was
+        there gets its old specification, and what was built of the code folder is removed. (Finished image layers stay for the next
+        try.) The error's `log` has the last lines of a replica that failed.
+
+        >>> pod.deploy().urls
+        ['http://127.0.0.1:9000']
+        """
+        return self._deploy(None, wait, timeout, progress)[0]
+
+    def create(self, timeout: float = 900, progress: Optional[Progress] = None) -> Replica:
+        """One more replica, now: deploys the pod when it is not yet, or has changed. Returns when the replica is ready.
+
+        >>> replica = pod.create()
+        >>> replica.url
+        'http://127.0.0.1:9000'
+        """
+        known = {replica.id for replica in self.replicas()} if self._get() else set()
+        deployment, ready = self._deploy(1, True, timeout, progress)
+        fresh = [replica for replica in self.replicas() if replica.id not in known and replica.state == "ready"]
+        if not fresh:
+            raise ThawError("unavailable", "create a replica of", self.name, f"{ready} are ready, and none of them is new", "see `thaw ps -a` and `thaw events`")
+        fresh[-1].url = deployment.urls[0] if deployment.urls else None
+        return fresh[-1]
+
+    def _deploy(self, more: Optional[int], wait: bool, timeout: float, progress: Optional[Progress]) -> Tuple[Deployment, int]:
+        from . import build
+
+        if not values.is_number(timeout) or timeout <= 0:
+            raise InvalidError("use timeout", timeout, "it is no number of seconds", "give one such as 900")
+        end = time.monotonic() + timeout
+        if self.condition:
+            self.condition.to_spec()
+        before = self._get()
+        with Undo() as undo, build.session(undo):
+            spec = self.spec(progress)
+            missing = [mount["source"] for mount in spec["mounts"] if not os.path.exists(mount["source"])]
+            if missing:
+                raise InvalidError("mount", missing[0], "there is no such file or folder", "correct mounts or secrets, or create it")
+            checkpoints = {row["id"] for row in self._checkpoint_rows()} if before else set()
+            if progress:
+                progress(f"deploying {self.name}")
+            undo.add(lambda: self._put_back(before, checkpoints))
+            result = self.client.post("/v1/pods", spec, timeout=max(60.0, timeout))
+            pod = result["pod"]
+            wanted = pod["desired"] if more is None else min(pod["ready"] + more if before and not result["changed"] else max(more, pod["desired"]), self.max_replicas)
+            if more is not None and before and not result["changed"] and pod["ready"] >= self.max_replicas:
+                raise ThawError("conflict", "create a replica of", self.name, f"{pod['ready']} run, which is max_replicas", "raise max_replicas, or stop one")
+            if wait or more is not None:
+                pod = self._scale(wanted, max(1.0, end - time.monotonic()), progress, result["last_event"])
+        build.prune(self.client)
+        notes = list(result["warnings"])
+        checkpoint = pod["checkpoint"]
+        if checkpoint["enabled"] and not checkpoint["effective"] and not notes:
+            notes.append(f"no checkpoints: {checkpoint['reason']}")
+        if self.keep_warm is not None:
+            notes.append("keep_warm is not in the specification of this version: replicas stay until they are scaled down")
+        return Deployment(self.name, _urls(pod), result["created"], result["changed"], notes), pod["ready"]
+
+    def _put_back(self, before: Optional[Dict[str, Any]], checkpoints: Any) -> None:
+        """What this deploy did to the daemon, undone."""
+        now = self._get()
+        if now is None:
+            return
+        if before is None:
+            self.remove()
+            return
+        if now["version"] != before["version"]:
+            self.client.post("/v1/pods", before["spec"])
+        if before["stopped"]:
+            self.client.post(f"{self._path}/stop")
+        elif now["desired"] != before["desired"] or now["version"] != before["version"]:
+            self.client.post(f"{self._path}/scale", {"replicas": before["desired"]})
+        for row in self._checkpoint_rows():
+            if row["id"] not in checkpoints:
+                with contextlib.suppress(ThawError):  # in use by a replica that is still ending
+                    self.client.delete(f"/v1/checkpoints/{row['id']}")
+
+    def _scale(self, count: int, timeout: float, progress: Optional[Progress], after: int) -> Dict[str, Any]:
+        with contextlib.ExitStack() as stack:
+            if progress:
+                from .follow import Follower
+
+                stack.enter_context(Follower(self.client, self.name, after, progress))
+            try:
+                found: Dict[str, Any] = self.client.post(f"{self._path}/scale", {"replicas": count, "wait": f"{timeout:.3f}s"}, timeout=timeout + 30)
+                return found
+            except ThawError as error:
+                error.log = self._last_words()
+                if error.log:
+                    error.args = (f"{error}\n  the replica wrote last:\n    " + "\n    ".join(error.log),)
+                raise
+
+    def _last_words(self) -> List[str]:
+        """The end of the log of the newest replica that failed, or that has not become ready."""
+        with contextlib.suppress(ThawError):
+            rows = [row for row in self.client.get("/v1/replicas", pod=self.name, all=True) if not row["proof"] and row["state"] not in ("ready", "stopped")]
+            if rows:
+                return [line.text for line in Replica(self.client, rows[-1]).logs(tail=_LOG_LINES)]
+        return []
+
+    # --- the pod as it is ---
+
+    def _get(self) -> Optional[Dict[str, Any]]:
+        try:
+            found: Dict[str, Any] = self.client.get(self._path)
+            return found
+        except ThawError as error:
+            if error.code == "not_found":
+                return None
+            raise
+
+    @property
+    def urls(self) -> List[str]:
+        """Where its ports are published."""
+        return _urls(self.client.get(self._path))
+
+    def scale(self, replicas: int, wait: bool = True, timeout: float = 300) -> List[Replica]:
+        """Sets how many replicas run; the ready ones, oldest first.
+
+        >>> [replica.started_from for replica in pod.scale(2)]
+        ['cold', '5d3f0a7c91e2']
+        """
+        values.whole("replicas", replicas, 0, 1000)
+        if wait:
+            self._scale(replicas, timeout, None, 0)
+        else:
+            self.client.post(f"{self._path}/scale", {"replicas": replicas})
+        return [replica for replica in self.replicas() if replica.state == "ready"]
+
+    def stop(self) -> None:
+        """Stops all replicas, and returns when they have ended; the pod stays deployed.
+
+        >>> pod.stop()
+        """
+        after = self.client.last_event()
+        self.client.post(f"{self._path}/stop")
+        self._wait_for_none(after)
+
+    def remove(self, checkpoints: bool = True) -> None:
+        """Stops all replicas and removes the pod; with its checkpoints, unless told otherwise.
+
+        >>> pod.remove()
+        """
+        after = self.client.last_event()
+        rows = self._checkpoint_rows() if checkpoints else []
+        self.client.delete(self._path, force=True)
+        self._wait_for_none(after)
+        for row in rows:
+            try:
+                self.client.delete(f"/v1/checkpoints/{row['id']}")
+            except ThawError as error:
+                if error.code != "not_found":  # it went with the pod
+                    raise
+
+    def _wait_for_none(self, after: int) -> None:
+        def none() -> bool:
+            return not [row for row in self.client.get("/v1/replicas") if row["pod"] == self.name]
+
+        if none():
+            return
+        for _, event in self.client.events("/v1/events", follow=True, after=after):
+            if event["pod"] == self.name and event["type"] in ("replica.stopped", "replica.failed") and none():
+                return
+
+    def replicas(self, all: bool = False) -> List[Replica]:  # noqa: A002: as `thaw ps` has it
+        """Its replicas, oldest first; all: those that have ended, too. A replica that only proves a checkpoint is left out.
+
+        >>> [replica.state for replica in pod.replicas()]
+        ['ready']
+        """
+        pod = self._get()
+        url = next(iter(_urls(pod)), None) if pod else None
+        rows = self.client.get("/v1/replicas", pod=self.name, all=all or None)
+        return [Replica(self.client, row, url) for row in rows if not row["proof"] and (all or row["state"] not in _ENDED)]
+
+    def _newest(self) -> Replica:
+        return Replica(self.client, self.client.get(f"/v1/replicas/{segment(self.name)}"))
+
+    def logs(self, follow: bool = False, tail: Optional[int] = None) -> Iterator[LogLine]:
+        """What its newest replica wrote; of a pod that does not run, the one that ended last.
+
+        >>> for line in pod.logs(follow=True): print(line.text)
+        """
+        try:
+            replica = self._newest()
+        except ThawError as error:
+            ended = self.replicas(all=True) if error.code == "not_found" else []
+            if not ended:
+                raise
+            replica = ended[-1]
+        return replica.logs(follow, tail)
+
+    def exec(self, argv: Sequence[str], input: Union[bytes, str, None] = None,  # noqa: A002: as subprocess has it
+             timeout: Optional[float] = None, check: bool = False) -> ExecResult:  # fmt: skip
+        """Runs a program in its newest replica.
+
+        >>> pod.exec(["python3", "--version"]).stdout
+        'Python 3.11.2\\n'
+        """
+        values.words("argv", argv, '["ls", "/"]')
+        return self._newest().exec(argv, input, timeout, check)
+
+    def checkpoint(self, timeout: float = 600) -> Checkpoint:
+        """Checkpoints a ready replica now, and returns when the checkpoint is proven, or has failed (`status`).
+
+        >>> pod.checkpoint().status
+        'available'
+        """
+        row = self.client.post(f"{self._path}/checkpoint", timeout=timeout)
+        return self._settled(row["id"])
+
+    def checkpoints(self) -> List[Checkpoint]:
+        """Its checkpoints, newest first.
+
+        >>> [checkpoint.status for checkpoint in pod.checkpoints()]
+        ['available']
+        """
+        return [_checkpoint(row) for row in self._checkpoint_rows()]
+
+    def wait_checkpoint(self, timeout: float = 600) -> Checkpoint:
+        """Waits until its newest checkpoint is proven, or has failed.
+
+        >>> pod.wait_checkpoint().status
+        'available'
+        """
+        end = time.monotonic() + timeout
+        after = self.client.last_event()
+        rows = self._checkpoint_rows()
+        if rows and rows[0]["status"] in _SETTLED:
+            return _checkpoint(rows[0])
+        from .follow import follow
+
+        for event in follow(self.client, after, end):
+            if event["pod"] == self.name and event["checkpoint"] and event["type"].partition(".")[2] in _SETTLED:
+                return self._settled(event["checkpoint"])
+        raise ThawError("timeout", "wait for a checkpoint of", self.name, f"there is none within {timeout:g} s", "see `thaw checkpoint ls` and `thaw events`")
+
+    def _settled(self, identifier: str) -> Checkpoint:
+        return _checkpoint(self.client.get(f"/v1/checkpoints/{identifier}"))
+
+    def _checkpoint_rows(self) -> List[Dict[str, Any]]:
+        try:
+            rows: List[Dict[str, Any]] = self.client.get("/v1/checkpoints", pod=self.name)
+            return rows
+        except ThawError as error:
+            if error.code == "not_found":
+                return []
+            raise
+
+    def events(self, follow: bool = False, after: int = 0) -> Iterator[Event]:
+        """What happened to it, oldest first; follow: goes on with what happens.
+
+        >>> for event in pod.events(follow=True): print(event.type, event.message)
+        """
+        values.whole("after", after, 0, 1 << 62)
+        if follow:
+            for _, row in self.client.events("/v1/events", follow=True, after=after, pod=self.name):
+                yield Event(*(row[field] for field in Event._fields))
+            return
+        while True:
+            rows = self.client.get("/v1/events", after=after, pod=self.name, limit=1000)
+            for row in rows:
+                yield Event(*(row[field] for field in Event._fields))
+            if len(rows) < 1000:
+                return
+            after = rows[-1]["id"]
+
+
+_SETTLED = ("available", "failed", "restore_failed", "deleted")
+
+
+def _checkpoint(row: Dict[str, Any]) -> Checkpoint:
+    return Checkpoint(*(row[field] for field in Checkpoint._fields))
+
+
+def _given(values_: Dict[str, Any]) -> Dict[str, Any]:
+    """Without what is empty: the specification has a key with a value, or not at all."""
+    return {key: value for key, value in values_.items() if value is not None and value != {} and value != []}
+
+
+def _urls(pod: Mapping[str, Any]) -> List[str]:
+    return [port["url"] for port in pod["ports"] if port["url"]]
+
+
+def print_progress(text: str) -> None:
+    """A progress function: a line to stderr.
+
+    >>> pod.deploy(progress=print_progress)
+    """
+    print(text, file=sys.stderr, flush=True)
