@@ -111,6 +111,7 @@ def test_bounds():
     port = thawtest.free_port()
     with thawtest.Daemon("--front", f"127.0.0.1:{port}", "--hold-connections", "3", "--hold-time", "2s") as daemon:
         deploy(daemon, "a", wait=False, routes=[{}], replicas={"min": 0, "max": 1})
+        daemon.cli("stop", "a")  # or the first client would start a replica
         front = Front(port)
         published = Front(daemon.port("a", 8000))
         for client in (front, published):
