@@ -9,13 +9,16 @@ _thaw() {
       return
     fi
     case "$node ${COMP_WORDS[i]}" in
-    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
+    'thaw daemon' | 'thaw deploy' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw token' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm' | 'thaw token create' | 'thaw token ls' | 'thaw token rm') node="$node ${COMP_WORDS[i]}" ;;
     esac
   done
   case "$node $prev" in
     'thaw --host') kind=nothing ;;
     'thaw daemon --data-dir') kind=directories ;;
     'thaw daemon --listen') kind=nothing ;;
+    'thaw daemon --tls-cert') kind=files ;;
+    'thaw daemon --tls-key') kind=files ;;
+    'thaw daemon --group') kind=nothing ;;
     'thaw daemon --log-level') values='debug info warn error off' ;;
     'thaw daemon --log-format') values='text json' ;;
     'thaw daemon --runtime') kind=files ;;
@@ -72,6 +75,11 @@ _thaw() {
     'thaw image ls --host') kind=nothing ;;
     'thaw image import --host') kind=nothing ;;
     'thaw image rm --host') kind=nothing ;;
+    'thaw token --host') kind=nothing ;;
+    'thaw token create --scope') values='read deploy admin' ;;
+    'thaw token create --host') kind=nothing ;;
+    'thaw token ls --host') kind=nothing ;;
+    'thaw token rm --host') kind=nothing ;;
     'thaw doctor --data-dir') kind=directories ;;
     'thaw doctor --runtime') kind=files ;;
     'thaw doctor --criu') kind=directories ;;
@@ -82,8 +90,8 @@ _thaw() {
   esac
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
-    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events trace checkpoint image doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --checkpoint-quota --stop-replicas-on-exit --host -h --help' ;;
+    'thaw') offers='daemon deploy ls ps logs exec scale stop rm events trace checkpoint image token doctor version schema completion --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --slots --checkpoint-quota --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw ps') offers='-a --all --json -q --quiet --host -h --help' ;;
@@ -104,6 +112,10 @@ _thaw() {
     'thaw image ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw image import') offers='--json --host -h --help' ;;
     'thaw image rm') offers='--host -h --help' ;;
+    'thaw token') offers='create ls rm --host -h --help' ;;
+    'thaw token create') offers='--scope --host -h --help' ;;
+    'thaw token ls') offers='--json -q --quiet --host -h --help' ;;
+    'thaw token rm') offers='--host -h --help' ;;
     'thaw doctor') offers='--json --data-dir --runtime --criu --host -h --help' ;;
     'thaw version') offers='--json --host -h --help' ;;
     'thaw schema') offers='--host -h --help' ;;
