@@ -16,6 +16,9 @@ _thaw() {
     'thaw --host') kind=nothing ;;
     'thaw daemon --data-dir') kind=directories ;;
     'thaw daemon --listen') kind=nothing ;;
+    'thaw daemon --tls-cert') kind=files ;;
+    'thaw daemon --tls-key') kind=files ;;
+    'thaw daemon --group') kind=nothing ;;
     'thaw daemon --log-level') values='debug info warn error off' ;;
     'thaw daemon --log-format') values='text json' ;;
     'thaw daemon --runtime') kind=files ;;
@@ -81,6 +84,11 @@ _thaw() {
     'thaw image ls --host') kind=nothing ;;
     'thaw image import --host') kind=nothing ;;
     'thaw image rm --host') kind=nothing ;;
+    'thaw token --host') kind=nothing ;;
+    'thaw token create --scope') values='read deploy admin' ;;
+    'thaw token create --host') kind=nothing ;;
+    'thaw token ls --host') kind=nothing ;;
+    'thaw token rm --host') kind=nothing ;;
     'thaw doctor --data-dir') kind=directories ;;
     'thaw doctor --runtime') kind=files ;;
     'thaw doctor --criu') kind=directories ;;
@@ -115,6 +123,10 @@ _thaw() {
     'thaw image ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw image import') offers='--json --host -h --help' ;;
     'thaw image rm') offers='--host -h --help' ;;
+    'thaw token') offers='create ls rm --host -h --help' ;;
+    'thaw token create') offers='--scope --host -h --help' ;;
+    'thaw token ls') offers='--json -q --quiet --host -h --help' ;;
+    'thaw token rm') offers='--host -h --help' ;;
     'thaw doctor') offers='--json --data-dir --runtime --criu --host -h --help' ;;
     'thaw version') offers='--json --host -h --help' ;;
     'thaw schema') offers='--host -h --help' ;;

@@ -22,7 +22,7 @@
 namespace thaw::api {
 namespace {
 
-constexpr std::string_view kForms = "give unix:/path/to/thaw.sock or tcp:127.0.0.1:7070";
+constexpr std::string_view kForms = "give unix:/path/to/thaw.sock or tls:HOST:7443";
 
 sockaddr_un unix_address(const std::string& path) {
   sockaddr_un address{};
@@ -86,7 +86,7 @@ Fd listen_unix(const Address& address) {
   check(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&name), sizeof name), "listen on",
         address.text());
   // Nobody can connect before listen(), so the mode is right before it can matter.
-  const group* thaw = ::getgrnam("thaw");
+  const group* thaw = ::getgrnam(address.group.c_str());
   check(::chown(address.path.c_str(), 0, thaw ? thaw->gr_gid : 0), "set the owner of",
         address.path);
   check(::chmod(address.path.c_str(), 0660), "set the mode of", address.path);
@@ -98,10 +98,9 @@ Fd listen_tcp(Address& address) {
   auto list = resolve(address, true);
   const addrinfo& first = *list;
   for (const addrinfo* entry = &first; entry; entry = entry->ai_next) {
-    if (!is_loopback(entry->ai_addr)) {
+    if (!address.tls && !is_loopback(entry->ai_addr)) {
       throw Error(Code::kInvalid, "listen on", address.text(),
-                  "only loopback addresses are allowed: TLS and tokens come with a later version",
-                  "listen on tcp:127.0.0.1:PORT and reach it over ssh");
+                  "only loopback addresses are allowed without TLS", "listen on tls:HOST:PORT");
     }
   }
   Fd fd = make_socket(first.ai_family);
@@ -168,7 +167,7 @@ std::string connect_cause(int error_number) {
 std::string Address::text() const {
   if (is_unix) return "unix:" + path;
   bool v6 = host.find(':') != std::string::npos;
-  return "tcp:" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+  return (tls ? "tls:" : "tcp:") + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
 Address parse_address(std::string_view text, std::string_view source) {
@@ -185,7 +184,8 @@ Address parse_address(std::string_view text, std::string_view source) {
     address.path = rest;
     return address;
   }
-  if (!rest.starts_with("tcp:")) throw wrong("it is neither unix: nor tcp:");
+  address.tls = rest.starts_with("tls:");
+  if (!address.tls && !rest.starts_with("tcp:")) throw wrong("it is neither unix: nor tls:");
   rest.remove_prefix(4);
   if (rest.starts_with("//")) rest.remove_prefix(2);
   address.is_unix = false;

@@ -1,4 +1,5 @@
-// Where the daemon listens and where a client finds it: "unix:/path" or "tcp:host:port".
+// Where the daemon listens and where a client finds it: "unix:/path", "tls:host:port", or
+// "tcp:host:port", which is for tests.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,9 @@ struct Address {
   std::string path;        // unix
   std::string host;        // tcp: a name or a number, IPv6 without brackets
   std::uint16_t port = 0;  // tcp; 0 lets the kernel choose when listening
+  bool tls = false;
+  std::string group = "thaw";  // unix, listening: who may use it beside root
+  std::string token, ca_file;  // tls, connecting: what to show, whom to trust
   std::string text() const;
 };
 
@@ -22,8 +26,8 @@ struct Address {
 // came from ("--host"). kInvalid says which forms there are.
 Address parse_address(std::string_view text, std::string_view source);
 
-// A listening socket, close-on-exec. tcp: loopback only, and `address.port` becomes the real one.
-// unix: mode 0660, group `thaw` when the host has one; a socket file that nobody answers is
+// A listening socket, close-on-exec. tcp: loopback only; tcp and tls: `address.port` becomes the
+// real one. unix: mode 0660, the group when the host has it; a socket file that nobody answers is
 // replaced, one that answers is kConflict.
 Fd listen_on(Address& address);
 

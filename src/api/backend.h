@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "api/tokens.h"
 #include "pods/controller.h"
 #include "state/database.h"
 #include "state/spec.h"
@@ -45,6 +46,7 @@ class Backend {
 
   virtual std::vector<pods::CheckResult> doctor() = 0;
   virtual std::string metrics() = 0;
+  virtual Tokens& tokens() = 0;
 
   // As in state/database.h.
   virtual std::vector<state::EventRow> events(std::int64_t after, int limit,

@@ -5,6 +5,7 @@
 
 #include "api/json.h"
 #include "api/socket_stream.h"
+#include "api/tls.h"
 #include "api/unreachable.h"
 #include "util/error.h"
 #include "util/version.h"
@@ -22,8 +23,7 @@ constexpr std::int64_t kConnectUs = 10'000'000;
 // daemon's to limit.
 class Call {
  public:
-  Call(const Address& address, int cancel_fd)
-      : address_(address), stream_(connect_to(address, Deadline::after_us(kConnectUs)), cancel_fd) {
+  Call(const Address& address, int cancel_fd) : address_(address), stream_(dial(), cancel_fd) {
     parser_.body_limit(UINT64_MAX);  // none does not mean none in Boost 1.74
     parser_.header_limit(64 * 1024);
   }
@@ -34,6 +34,8 @@ class Call {
     request.target(path);
     request.version(11);
     request.set(http::field::host, address_.is_unix ? "localhost" : address_.text().substr(4));
+    if (!address_.token.empty())
+      request.set(http::field::authorization, "Bearer " + address_.token);
     request.set(http::field::user_agent, "thaw/" + std::string(kVersion));
     if (upgrade) {
       request.set(http::field::connection, "Upgrade");
@@ -87,11 +89,21 @@ class Call {
   ExecConnection leave() {
     Fd copy(check(::dup(stream_.fd()), "duplicate", "connection"));
     set_nonblocking(copy, false);
+    if (link_) link_->detach();
     return {std::move(copy),
             std::string(static_cast<const char*>(buffer_.data().data()), buffer_.size())};
   }
 
  private:
+  Fd dial() {
+    Deadline deadline = Deadline::after_us(kConnectUs);
+    Fd socket = connect_to(address_, deadline);
+    if (!address_.tls) return socket;
+    link_ = std::make_unique<TlsLink>(TlsLink::connect(TlsContext::client(address_.ca_file),
+                                                       std::move(socket), address_.host, deadline));
+    return link_->take_plain();
+  }
+
   [[noreturn]] void fail(const error_code& error) {
     if (error == http::error::end_of_stream || error == http::error::partial_message) {
       throw Unreachable(address_.text(), "it closed the connection in the middle of an answer");
@@ -100,6 +112,7 @@ class Call {
   }
 
   const Address& address_;
+  std::unique_ptr<TlsLink> link_;  // outlives the stream
   SocketStream stream_;
   boost::beast::flat_buffer buffer_;
   http::response_parser<http::buffer_body> parser_;

@@ -5,7 +5,8 @@ namespace {
 
 class ControllerBackend final : public Backend {
  public:
-  explicit ControllerBackend(pods::Controller& controller) : controller_(controller) {}
+  explicit ControllerBackend(pods::Controller& controller)
+      : controller_(controller), tokens_(controller.database()) {}
 
   pods::DeployResult deploy(const state::PodSpec& spec) override {
     return controller_.deploy(spec);
@@ -57,6 +58,7 @@ class ControllerBackend final : public Backend {
 
   std::vector<pods::CheckResult> doctor() override { return controller_.doctor(); }
   std::string metrics() override { return controller_.metrics(); }
+  Tokens& tokens() override { return tokens_; }
 
   std::vector<state::EventRow> events(std::int64_t after, int limit,
                                       const std::string& pod) override {
@@ -69,6 +71,7 @@ class ControllerBackend final : public Backend {
 
  private:
   pods::Controller& controller_;
+  Tokens tokens_;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "api/backend.h"
+#include "api/tokens.h"
 #include "util/error.h"
 
 namespace thaw::api {
@@ -36,6 +37,7 @@ struct Request {
   std::map<std::string, std::string> query;  // decoded
   std::string content_type;                  // lower case, without parameters
   std::string body, upgrade, last_event_id;
+  Scope scope = Scope::kAdmin;  // what the client may do
 };
 
 // Of a socket that left HTTP behind.

@@ -141,6 +141,36 @@ void get_metrics(Exchange& exchange) {
   exchange.write(text);
 }
 
+void list_tokens(Exchange& exchange) {
+  exchange.reply(200, list(exchange.backend().tokens().list()));
+}
+
+void create_token(Exchange& exchange) {
+  json body = exchange.body_object({"name", "scope"});
+  auto text = [&](const char* key) {
+    if (body.contains(key) && body[key].is_string()) return body[key].get<std::string>();
+    throw Error(Code::kInvalid, "read", key, "it is missing or no text",
+                "send {\"name\": \"ci\", \"scope\": \"deploy\"}");
+  };
+  std::string name = text("name");
+  auto scope = parse_scope(text("scope"));
+  if (!scope)
+    throw Error(Code::kInvalid, "read", "scope", "there is no such scope",
+                "give read, deploy or admin");
+  std::string token = exchange.backend().tokens().create(name, *scope);
+  for (const Token& row : exchange.backend().tokens().list()) {
+    if (row.name != name) continue;
+    json answer = to_json(row);
+    answer["token"] = token;
+    return exchange.reply(201, answer);
+  }
+}
+
+void remove_token(Exchange& exchange) {
+  exchange.backend().tokens().remove(exchange.path("name"));
+  exchange.reply(200, {{"removed", exchange.path("name")}});
+}
+
 void import_image(Exchange& exchange) {
   json body = exchange.body_object({"reference"});
   if (!body.contains("reference") || !body["reference"].is_string() ||

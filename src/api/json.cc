@@ -74,6 +74,12 @@ json to_json(const pods::PodView& pod) {
   return object;
 }
 
+json to_json(const Token& token) {
+  json object{{"name", token.name}, {"scope", name(token.scope)}};
+  put_time(object, "created", token.created_us);
+  return object;
+}
+
 json to_json(const pods::DeployResult& result) {
   return {{"pod", to_json(result.pod)},
           {"created", result.created},

@@ -17,7 +17,8 @@ namespace thaw::api {
 
 class MemoryBackend final : public Backend {
  public:
-  explicit MemoryBackend(std::string directory) : directory_(std::move(directory)) {
+  explicit MemoryBackend(std::string directory)
+      : directory_(std::move(directory)), database_(directory_ + "/tokens.db"), tokens_(database_) {
     state::PodSpec spec;
     spec.name = "web";
     spec.rootfs = "/srv/rootfs";
@@ -149,6 +150,7 @@ class MemoryBackend final : public Backend {
   std::vector<pods::CheckResult> doctor() override {
     return {{"kernel", pods::CheckResult::Status::kPass, "6.1", ""}};
   }
+  Tokens& tokens() override { return tokens_; }
   std::string metrics() override { return "thaw_store_bytes 0\n"; }
   std::vector<state::EventRow> events(std::int64_t after, int limit,
                                       const std::string& pod) override {
@@ -178,6 +180,8 @@ class MemoryBackend final : public Backend {
 
  private:
   std::string directory_;
+  state::Database database_;
+  Tokens tokens_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<pods::PodView> pods_;

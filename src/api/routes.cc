@@ -118,8 +118,18 @@ const std::vector<Route>& routes() {
       {"POST", "/v1/images", {}, Body::kJson, import_image},
       {"GET", "/v1/images", {}, Body::kNone, list_images},
       {"DELETE", "/v1/images/{id}", {}, Body::kNone, remove_image},
+      {"GET", "/v1/tokens", {}, Body::kNone, list_tokens},
+      {"POST", "/v1/tokens", {}, Body::kJson, create_token},
+      {"DELETE", "/v1/tokens/{name}", {}, Body::kNone, remove_token},
   };
   return table;
+}
+
+Scope needed(const Route& route) {
+  if (route.pattern.starts_with("/v1/tokens")) return Scope::kAdmin;
+  if (route.method == "GET") return Scope::kRead;
+  // Images are everybody's.
+  return route.pattern.starts_with("/v1/images") ? Scope::kAdmin : Scope::kDeploy;
 }
 
 void parse_target(Request& request) {
@@ -162,6 +172,11 @@ void dispatch(Exchange& exchange) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
       continue;
     }
+    if (request.scope < needed(route))
+      throw HttpError(403, Code::kDenied, "answer", request.method + " " + request.target,
+                      fmt::format("it needs a token of scope {}, and this one's is {}",
+                                  name(needed(route)), name(request.scope)),
+                      "ask for another token");
     check_query(route, request);
     check_body(route, exchange);
     route.handle(exchange);

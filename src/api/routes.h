@@ -25,6 +25,8 @@ struct Route {
 };
 
 const std::vector<Route>& routes();
+// What a client must be allowed for it.
+Scope needed(const Route& route);
 
 // Splits a request target into normalised, decoded path segments and query. kInvalid for bad
 // percent-encoding.

@@ -32,6 +32,7 @@ constexpr std::uint32_t kHeaderLimit = 16 * 1024;
 constexpr std::int64_t kIdleUs = 75'000'000;  // between requests, and for a request's header
 constexpr std::int64_t kBodyUs = 30'000'000;
 constexpr std::int64_t kLingerUs = 1'000'000;
+constexpr std::int64_t kHandshakeUs = 10'000'000;
 
 std::string lower(std::string_view text) {
   std::string result(text);
@@ -162,11 +163,12 @@ class HttpExchange final : public Exchange {
 // A web page in a browser on this machine can reach a loopback port: it must not be able to command
 // us, neither directly (browsers send Origin) nor under a name of its own that it points at
 // 127.0.0.1 (then Host is that name).
-void refuse_browsers(const http::fields& fields, const std::string& target) {
+void refuse_browsers(const http::fields& fields, const std::string& target, bool any_host) {
   if (fields.count(http::field::origin)) {
     throw HttpError(403, Code::kDenied, "answer", target, "web pages may not use this API",
                     "use the thaw command or a program of yours");
   }
+  if (any_host) return;
   std::string host = lower(view(fields[http::field::host]));
   std::string name =
       host.starts_with("[") ? host.substr(0, host.find(']') + 1) : host.substr(0, host.find(':'));
@@ -176,11 +178,29 @@ void refuse_browsers(const http::fields& fields, const std::string& target) {
                   "ask for 127.0.0.1 or localhost");
 }
 
+// Over the network nobody is trusted: a token says what its bearer may do.
+Scope scope_of(const http::fields& fields, Backend& backend, const std::string& target) {
+  std::string text = view(fields[http::field::authorization]);
+  constexpr std::string_view kScheme = "bearer ";
+  std::optional<Token> token;
+  if (text.size() > kScheme.size() && lower(text.substr(0, kScheme.size())) == kScheme)
+    token = backend.tokens().find(trim(text.substr(kScheme.size())));
+  if (token) return token->scope;
+  throw HttpError(401, Code::kDenied, "answer", target,
+                  text.empty() ? "no token was sent" : "the token is not known here",
+                  "make one with `thaw token create` on that machine, and put it into THAW_TOKEN",
+                  {{"WWW-Authenticate", "Bearer"}});
+}
+
 // One connection, from accept to its end.
 class Connection {
  public:
-  Connection(Backend& backend, Fd socket, bool tcp, int stop_fd)
-      : backend_(backend), tcp_(tcp), stop_fd_(stop_fd), stream_(std::move(socket), stop_fd) {}
+  Connection(Backend& backend, Fd socket, bool tcp, bool tls, int stop_fd)
+      : backend_(backend),
+        tcp_(tcp),
+        tls_(tls),
+        stop_fd_(stop_fd),
+        stream_(std::move(socket), stop_fd) {}
 
   void serve() {
     while (serve_one()) {
@@ -245,6 +265,13 @@ class Connection {
     std::int64_t start = monotonic_us();
     std::string label = request.method + " " + request.target;
     std::optional<Error> bad;
+    std::optional<HttpError> refused;
+    try {
+      if (tcp_) refuse_browsers(message, label, tls_);
+      if (tls_) request.scope = scope_of(message, backend_, label);
+    } catch (const HttpError& error) {
+      refused = error;
+    }
     try {
       parse_target(request);
     } catch (const Error& error) {
@@ -253,7 +280,7 @@ class Connection {
     HttpExchange exchange(std::move(request), backend_, stream_, std::move(received), stop_fd_,
                           message.version(), message.keep_alive());
     try {
-      if (tcp_) refuse_browsers(message, label);
+      if (refused) throw *refused;
       if (bad) throw *bad;
       dispatch(exchange);
     } catch (const HttpError& error) {
@@ -293,7 +320,7 @@ class Connection {
   }
 
   Backend& backend_;
-  bool tcp_;
+  bool tcp_, tls_;
   int stop_fd_;
   SocketStream stream_;
   boost::beast::flat_buffer buffer_{kHeaderLimit + kBodyLimit};
@@ -356,16 +383,24 @@ struct Server::Impl {
       return;
     }
     reap();
-    bool tcp = !options.listen[index].is_unix;
+    bool tcp = !options.listen[index].is_unix, tls = options.listen[index].tls;
     if (workers.size() >= static_cast<std::size_t>(options.max_connections)) {
-      refuse(std::move(socket));
+      if (!tls) refuse(std::move(socket));
       return;
     }
     Worker& worker = workers.emplace_back();
     try {
-      worker.thread = std::thread([this, &worker, tcp, fd = std::move(socket)]() mutable {
+      worker.thread = std::thread([this, &worker, tcp, tls, fd = std::move(socket)]() mutable {
         try {
-          Connection(backend, std::move(fd), tcp, stop_event.get()).serve();
+          if (tls) {
+            TlsLink link = TlsLink::accept(options.tls.value(), std::move(fd),
+                                           Deadline::after_us(kHandshakeUs));
+            Connection(backend, link.take_plain(), tcp, tls, stop_event.get()).serve();
+          } else {
+            Connection(backend, std::move(fd), tcp, tls, stop_event.get()).serve();
+          }
+        } catch (const Error& error) {
+          log::debug("a connection was not accepted", {{"error", error.what()}});
         } catch (const std::exception& error) {
           log::error("a connection ended badly", {{"error", describe(error)}});
         }

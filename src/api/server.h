@@ -6,12 +6,14 @@
 
 #include "api/address.h"
 #include "api/backend.h"
+#include "api/tls.h"
 
 namespace thaw::api {
 
 struct ServerOptions {
   std::vector<Address> listen;
-  int max_connections = 256;  // more are answered 503
+  int max_connections = 256;      // more are answered 503
+  std::optional<TlsContext> tls;  // for tls: addresses, whose clients must show a token
 };
 
 class Server {

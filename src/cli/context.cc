@@ -62,10 +62,17 @@ int exit_code_of(const Error& error) {
 }
 
 api::Client Context::client() const {
-  if (!host.empty()) return api::Client(api::parse_address(host, "--host"));
-  const char* variable = std::getenv("THAW_HOST");
-  if (variable && *variable) return api::Client(api::parse_address(variable, "THAW_HOST"));
-  return api::Client(api::parse_address(kDefaultHost, "the default"));
+  auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : "");
+  };
+  std::string text = variable("THAW_HOST");
+  api::Address address = !host.empty()   ? api::parse_address(host, "--host")
+                         : !text.empty() ? api::parse_address(text, "THAW_HOST")
+                                         : api::parse_address(kDefaultHost, "the default");
+  address.token = variable("THAW_TOKEN");
+  address.ca_file = variable("THAW_CA");
+  return api::Client(std::move(address));
 }
 
 bool Context::progress() const { return ::isatty(2); }

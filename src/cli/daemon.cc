@@ -1,3 +1,4 @@
+#include <grp.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -24,7 +25,7 @@ struct DaemonOptions {
   lifecycle::Settings settings;
   std::vector<std::string> listen;
   std::string log_level = "info", log_format = "text", slots, quota, hold_connections, hold_bytes,
-              hold_time;
+              hold_time, group, tls_cert, tls_key;
   bool stop_replicas = false;
 };
 
@@ -126,6 +127,22 @@ int daemon(DaemonOptions& options) {
   if (listen.empty())
     listen.push_back(
         api::parse_address("unix:" + options.settings.data_dir + "/thaw.sock", "--data-dir"));
+  std::optional<api::TlsContext> tls;
+  for (auto& address : listen) {
+    if (!options.group.empty()) address.group = options.group;
+    if (address.is_unix) continue;
+    if (!address.tls)
+      throw Error(Code::kInvalid, "listen on", address.text(),
+                  "whoever can reach a port without TLS could become root",
+                  "listen on tls:HOST:PORT, and give --tls-cert and --tls-key");
+    if (options.tls_cert.empty() || options.tls_key.empty())
+      throw Error(Code::kInvalid, "listen on", address.text(), "there is no certificate",
+                  "give PEM files with --tls-cert and --tls-key");
+    if (!tls) tls = api::TlsContext::server(options.tls_cert, options.tls_key);
+  }
+  if (!options.group.empty() && !::getgrnam(options.group.c_str()))
+    throw Error(Code::kInvalid, "use --group", options.group, "this host has no such group",
+                "make it with groupadd");
 
   // Before the first thread: all of them leave these signals to the descriptor below.
   sigset_t signals;
@@ -139,15 +156,12 @@ int daemon(DaemonOptions& options) {
 
   pods::Controller controller(options.settings);
   auto backend = api::make_controller_backend(controller);
-  api::Server server(*backend, {.listen = std::move(listen)});
+  api::Server server(*backend, {.listen = std::move(listen), .tls = tls});
   controller.start();
   log_doctor(controller);
   server.start();
   for (auto& address : server.addresses()) {
     log::info("listening", {{"address", address.text()}});
-    if (!address.is_unix)
-      log::warn("everybody on this machine can use this port, and so become root",
-                {{"address", address.text()}});
   }
   log::info("ready", {{"version", std::string(kVersion)}, {"data_dir", options.settings.data_dir}});
   notify_systemd("READY=1");
@@ -179,7 +193,10 @@ Command daemon_command() {
       {"--data-dir", "DIR", &options->settings.data_dir,
        "State, images and checkpoints (/var/lib/thaw)", "@directory"},
       {"--listen", "ADDRESS", &options->listen,
-       "unix:PATH or tcp:127.0.0.1:PORT; repeatable (unix:DATA-DIR/thaw.sock)"},
+       "unix:PATH or tls:HOST:PORT; repeatable (unix:DATA-DIR/thaw.sock)"},
+      {"--tls-cert", "FILE", &options->tls_cert, "Certificate for tls: addresses, PEM", "@file"},
+      {"--tls-key", "FILE", &options->tls_key, "Its key, PEM", "@file"},
+      {"--group", "NAME", &options->group, "Who may use the unix socket beside root (thaw)"},
       {"--log-level", "LEVEL", &options->log_level, "debug, info, warn, error or off (info)",
        "debug info warn error off"},
       {"--log-format", "FORMAT", &options->log_format, "text or json (text)", "text json"},

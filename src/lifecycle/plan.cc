@@ -93,6 +93,8 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
   json mounts = json::array();
   for (const auto& mount : spec.mounts)
     mounts.push_back({mount.source, mount.target, mount.readonly});
+  json secrets = json::array();
+  for (const auto& secret : spec.secrets) secrets.push_back(secret.name);
   json all = {image_id,
               spec.command,
               spec.args,
@@ -100,6 +102,7 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
               spec.workdir,
               spec.user,
               mounts,
+              secrets,
               spec.resources.cpu,
               spec.resources.memory,
               spec.resources.pids,
@@ -157,6 +160,10 @@ PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image:
                   "give an existing file or directory as the mount's source");
     mount.source = real;
   }
+  for (const auto& secret : plan.spec.secrets)
+    if (!std::filesystem::is_regular_file(secret.file))
+      throw Error(Code::kInvalid, "use secret", secret.name, secret.file + " is not a file",
+                  "write the secret into that file");
   std::string user = spec.user.empty() ? plan.image_config.value("User", "") : spec.user;
   plan.user = image::resolve_user(plan.rootfs, user);
   plan.program = program_digest(plan.spec, plan.image_id);
@@ -225,6 +232,7 @@ runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& repl
   container.lowers = layers;
   container.lowers.push_back(plan.rootfs);
   container.mounts = plan.spec.mounts;
+  container.secrets = plan.spec.secrets;
   container.resources = plan.spec.resources;
   for (const std::string& pod : plan.spec.links)
     container.hosts.emplace_back(network::link_address(pod), pod);

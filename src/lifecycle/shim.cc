@@ -795,7 +795,7 @@ json Shim::dump(const json& request) {
   for (const char* name : {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin",
                            "stdout", "stderr", "ptmx", "pts", "shm"})
     remove_tree(directory + "/dev/" + name);
-  for (const char* name : {"identity.json", "notify", "restored", "started.json"})
+  for (const char* name : {"identity.json", "notify", "restored", "started.json", "secrets"})
     remove_tree(directory + "/thaw/" + name);
   checkpoint::rearm_expired_timers(images_path);
   checkpoint::DumpTimes times = checkpoint::read_dump_stats(paths_.criu_work());

@@ -69,6 +69,15 @@ Fd lock_directory(const std::string& path) {
   return lock;
 }
 
+bool looks_secret(const std::string& name) {
+  std::string upper = name;
+  for (char& c : upper) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
+  for (const char* word : {"SECRET", "PASSWORD", "PASSWD", "TOKEN", "APIKEY", "API_KEY",
+                           "PRIVATE_KEY", "ACCESS_KEY", "CREDENTIAL"})
+    if (upper.find(word) != std::string::npos) return true;
+  return false;
+}
+
 int preferred_instance(state::Database& database) {
   std::string text = database.setting("network_instance");
   return text.empty() ? -1 : std::stoi(text);
@@ -631,6 +640,12 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   });
   if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
     result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
+  if (plan.checkpoint.enabled)
+    for (auto& [key, value] : spec.env)
+      if (looks_secret(key))
+        result.warnings.push_back("env." + key +
+                                  " looks like a secret: the checkpoint holds it; give it as a "
+                                  "file under `secrets`");
   result.pod = impl.view(pod);
   impl.poke_locked();
   return result;

@@ -39,6 +39,19 @@ const std::vector<Field<Mount>>& mount_fields() {
   return fields;
 }
 
+const std::vector<Field<state::Secret>>& secret_fields() {
+  using state::Secret;
+  static const std::vector<Field<Secret>> fields = {
+      field("name", &Secret::name,
+            Text{"[A-Za-z0-9_][-A-Za-z0-9_.]{0,126}",
+                 "a file name of letters, digits, '-', '_' and '.'"},
+            "Its name below /run/thaw/secrets.", kRequired),
+      field("file", &Secret::file, HostPath{},
+            "File of the host that holds it; read at every start.", kRequired),
+  };
+  return fields;
+}
+
 const std::vector<Field<Port>>& port_fields() {
   static const std::vector<Field<Port>> fields = {
       field("container", &Port::container, Integer<std::uint16_t>{1, 65535},
@@ -318,6 +331,9 @@ const std::vector<Field<PodSpec>>& pod_fields() {
               "Who runs the command, such as \"1000:1000\"; the image's when absent."),
         field("mounts", &PodSpec::mounts, ListOf<Object<Mount>>{{mount_fields}},
               "Files and folders of the host; they do not belong to a checkpoint."),
+        field("secrets", &PodSpec::secrets, ListOf<Object<state::Secret>>{{secret_fields}},
+              "Files of the host that are shown below /run/thaw/secrets; in memory, in no "
+              "checkpoint."),
         field("ports", &PodSpec::ports, ListOf<PortType>{},
               "Published TCP ports; the first one is the default of http and tcp conditions."),
         routes_field(),
@@ -368,6 +384,11 @@ class Checks {
     ports();
     routes();
     links();
+    for (std::size_t i = 0; i < spec_.secrets.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j)
+        if (spec_.secrets[i].name == spec_.secrets[j].name)
+          refuse("secrets[" + std::to_string(i) + "].name", "two secrets have this name",
+                 "give each a name of its own");
     if (spec_.min_replicas > spec_.max_replicas)
       refuse("replicas",
              "min " + std::to_string(spec_.min_replicas) + " is more than max " +

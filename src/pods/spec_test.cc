@@ -274,7 +274,7 @@ TEST(Schema, HasEveryKeyOfTheTablesAndTheirDefaults) {
   }
   EXPECT_THAT(keys, ElementsAre("args", "checkpoint", "command", "env", "image", "links", "mounts",
                                 "name", "network", "ports", "replicas", "resources", "rootfs",
-                                "routes", "stop_grace", "user", "workdir"));
+                                "routes", "secrets", "stop_grace", "user", "workdir"));
   EXPECT_EQ(schema["required"], json::array({"name"}));
   EXPECT_EQ(schema["properties"]["stop_grace"]["default"], "10s");
   EXPECT_EQ(schema["properties"]["resources"]["properties"]["pids"]["default"], 1024);

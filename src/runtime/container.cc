@@ -144,6 +144,8 @@ nlohmann::json to_json(const ContainerSpec& spec) {
   for (const auto& mount : spec.mounts)
     mounts.push_back(
         {{"source", mount.source}, {"target", mount.target}, {"readonly", mount.readonly}});
+  nlohmann::json secrets = nlohmann::json::array();
+  for (const auto& secret : spec.secrets) secrets.push_back({secret.name, secret.file});
   return {{"argv", spec.argv},
           {"env", spec.env},
           {"cwd", spec.cwd},
@@ -154,6 +156,7 @@ nlohmann::json to_json(const ContainerSpec& spec) {
           {"identity", spec.identity},
           {"lowers", spec.lowers},
           {"mounts", mounts},
+          {"secrets", secrets},
           {"cpu", spec.resources.cpu},
           {"memory", spec.resources.memory},
           {"pids", spec.resources.pids},
@@ -174,6 +177,8 @@ ContainerSpec container_from_json(const nlohmann::json& json) {
   json.at("lowers").get_to(spec.lowers);
   for (const auto& mount : json.at("mounts"))
     spec.mounts.push_back({mount.at("source"), mount.at("target"), mount.at("readonly")});
+  for (const auto& secret : json.at("secrets"))
+    spec.secrets.push_back({secret.at(0), secret.at(1)});
   json.at("cpu").get_to(spec.resources.cpu);
   json.at("memory").get_to(spec.resources.memory);
   json.at("pids").get_to(spec.resources.pids);
@@ -190,6 +195,8 @@ std::vector<Bind> binds(const ContainerSpec& spec, const SlotPaths& paths,
                             {"hosts", paths.etc() + "/hosts", "/etc/hosts", false},
                             {"hostname", paths.etc() + "/hostname", "/etc/hostname", false},
                             {"resolv", paths.etc() + "/resolv.conf", "/etc/resolv.conf", false}};
+  if (!spec.secrets.empty())
+    list.push_back({"secrets", paths.secrets(), "/run/thaw/secrets", true});
   if (!cgroup_mount.empty()) list.push_back({"cgroup", cgroup_mount, "/sys/fs/cgroup", true});
   for (const auto& mount : spec.mounts)
     list.push_back({"mount-" + mount.target, mount.source, mount.target, mount.readonly});
@@ -234,6 +241,22 @@ void write_names(const ContainerSpec& spec, const SlotPaths& paths) {
   check(::rename((file + ".new").c_str(), file.c_str()), "rename", file);
 }
 
+// The contents never leave this process but into memory that only the container's user can read.
+void prepare_secrets(const ContainerSpec& spec, const SlotPaths& paths) {
+  if (spec.secrets.empty()) return;
+  make_directory(paths.thaw() + "/secrets", 0755);  // to mount on
+  make_directory(paths.secrets(), 0700);
+  mount_tmpfs(paths.secrets(), MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=16m");
+  for (const auto& secret : spec.secrets) {
+    std::string path = paths.secrets() + "/" + secret.name;
+    Fd source = Fd::open(secret.file, O_RDONLY);
+    Fd target = Fd::open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0400);
+    write_all(target, read_all(source, 1 << 20), path);
+    check(::fchown(target.get(), spec.uid, spec.gid), "set owner of", path);
+  }
+  check(::chown(paths.secrets().c_str(), spec.uid, spec.gid), "set owner of", paths.secrets());
+}
+
 void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
   std::string lowers;
   for (const std::string& lower : spec.lowers)
@@ -248,6 +271,7 @@ void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
         "mount overlay at", paths.rootfs());
   write_file(paths.etc() + "/resolv.conf", spec.cut_off ? "" : resolver_configuration());
   write_names(spec, paths);
+  prepare_secrets(spec, paths);
 }
 
 std::uint64_t default_capabilities() {
@@ -274,7 +298,7 @@ nlohmann::json oci_config(const ContainerSpec& spec, const SlotPaths& paths,
   for (const Bind& bind : binds) {
     json options = {"bind", "rprivate"};
     options.push_back(bind.readonly ? "ro" : "rw");
-    if (bind.key == "shm" || bind.key == "thaw")
+    if (bind.key == "shm" || bind.key == "thaw" || bind.key == "secrets")
       options.insert(options.end(), {"nosuid", "nodev", "noexec"});
     mounts.push_back({{"destination", bind.target},
                       {"type", "bind"},
@@ -407,7 +431,7 @@ std::string external_source(const std::string& key, const SlotPaths& paths,
     if (bind.key != key) continue;
     source = bind.source;
     if (bind.readonly) attributes |= MOUNT_ATTR_RDONLY;
-    if (key == "shm" || key == "thaw")
+    if (key == "shm" || key == "thaw" || key == "secrets")
       attributes |= MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
   }
   if (source.empty())

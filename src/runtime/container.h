@@ -20,11 +20,12 @@ struct SlotPaths {
   std::string rootfs() const { return dir + "/rootfs"; }  // the overlay, as the container sees it
   std::string upper() const { return dir + "/fs/upper"; }
   std::string work() const { return dir + "/fs/work"; }
-  std::string dev() const { return dir + "/dev"; }      // a tmpfs with the standard devices
-  std::string shm() const { return dir + "/shm"; }      // a tmpfs
-  std::string thaw() const { return dir + "/thaw"; }    // /run/thaw
-  std::string etc() const { return dir + "/etc"; }      // hosts, hostname, resolv.conf
-  std::string empty() const { return dir + "/empty"; }  // what masked directories show
+  std::string dev() const { return dir + "/dev"; }          // a tmpfs with the standard devices
+  std::string secrets() const { return dir + "/secrets"; }  // a tmpfs, only where there are any
+  std::string shm() const { return dir + "/shm"; }          // a tmpfs
+  std::string thaw() const { return dir + "/thaw"; }        // /run/thaw
+  std::string etc() const { return dir + "/etc"; }          // hosts, hostname, resolv.conf
+  std::string empty() const { return dir + "/empty"; }      // what masked directories show
   std::string bundle() const { return dir + "/bundle"; }
   std::string runc_root() const { return dir + "/runc"; }
   std::string stage() const { return dir + "/stage"; }  // a dump's images, in memory, for a moment
@@ -43,6 +44,7 @@ struct ContainerSpec {
   std::string identity;             // JSON text of /run/thaw/identity.json; empty: it has none yet
   std::vector<std::string> lowers;  // overlay lower directories, topmost first
   std::vector<state::Mount> mounts;
+  std::vector<state::Secret> secrets;
   state::Resources resources;
   std::vector<std::pair<std::string, std::string>> hosts;  // address and name, for /etc/hosts
   bool cut_off = false;                                    // reaches nothing outside

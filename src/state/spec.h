@@ -17,6 +17,13 @@ struct Mount {
   bool operator==(const Mount&) const = default;
 };
 
+// A file of the host that a replica reads at /run/thaw/secrets/NAME. It lies in memory, in no
+// checkpoint, and is read anew at every start.
+struct Secret {
+  std::string name, file;  // file: absolute path on the host
+  bool operator==(const Secret&) const = default;
+};
+
 struct Port {
   std::uint16_t container = 0;
   std::uint16_t host = 0;             // 0: chosen by Thaw at deploy, shown by `thaw ls`
@@ -93,6 +100,7 @@ struct PodSpec {
   std::string workdir;  // empty: the image's
   std::string user;     // "uid[:gid]" or names of the image's /etc/passwd; empty: the image's
   std::vector<Mount> mounts;
+  std::vector<Secret> secrets;
   std::vector<Port> ports;
   std::vector<Route> routes;
   enum class Network { kNat, kNone } network = Network::kNat;

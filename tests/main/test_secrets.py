@@ -1,0 +1,81 @@
+"""Secrets: files of the host, shown in memory at /run/thaw/secrets, in no checkpoint, fresh at every start, and told nowhere."""
+
+import json
+
+import thawtest
+from common import Pod
+from thawtest import check, equal
+
+GO = {"file": "/ctl/go"}
+FIRST, SECOND = "kT7-first-secret-9q", "vB3-second-secret-4z"
+
+
+def everything_said(daemon, pod):
+    """All that the daemon shows or writes of a pod."""
+    texts = [daemon.log.read_text(errors="replace"), json.dumps(daemon.events()), daemon.cli("ps", "-a").stdout]
+    for path in ("/v1/pods", "/v1/replicas?all=true", "/v1/checkpoints", *(f"/v1/checkpoints/{r['id']}" for r in daemon.api("GET", "/v1/checkpoints"))):
+        texts.append(json.dumps(daemon.api("GET", path)))
+    return "\n".join(texts)
+
+
+def holds(folder, text):
+    """Files below it in which the text stands; not the memory of a process, which nobody can keep from what it read."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not path.name.startswith("pages-") and text.encode() in path.read_bytes():
+            found.append(str(path))
+    return found
+
+
+def test_secrets(daemon):
+    """Cold and restored alike; the restored one has what the file holds now."""
+    secret = daemon.data.parent / f"{daemon.data.name}-secret"
+    thawtest.at_end(secret.unlink)
+    secret.write_text(FIRST)
+    for user in ("root", "app"):
+        secret.write_text(FIRST)
+        pod = Pod(daemon, f"as-{user}", when=GO, user=user, secrets=[{"name": "key.pem", "file": str(secret)}])
+        pod.warm()
+        checkpoint = pod.wait_checkpoint()
+        cold = pod.only_replica()
+        equal(daemon.exec(cold["id"], "cat", "/run/thaw/secrets/key.pem"), FIRST, "the secret of the cold replica")
+        secret.write_text(SECOND)
+        rows = daemon.scale(pod.name, 2)
+        equal(rows[1]["outcome"], "Restored", f"how the second started ({rows[1]['reason']})")
+        equal(daemon.exec(rows[1]["id"], "cat", "/run/thaw/secrets/key.pem"), SECOND, "the secret of the restored replica")
+        number = {"root": "0", "app": "1000"}[user]
+        for row in rows:
+            found = daemon.exec(row["id"], "stat", "-c", "%a %u %F", "/run/thaw/secrets", "/run/thaw/secrets/key.pem").splitlines()
+            equal(found, [f"700 {number} directory", f"400 {number} regular file"], "modes and owners")
+            equal(daemon.exec(row["id"], "stat", "-f", "-c", "%T", "/run/thaw/secrets").strip(), "tmpfs", "where it lies")
+            failed = daemon.exec(row["id"], "sh", "-c", "echo x > /run/thaw/secrets/other", check_exit=False)
+            check(failed.returncode != 0, "the container can write there")
+        said = everything_said(daemon, pod)
+        check(FIRST not in said and SECOND not in said, "the secret is told")
+        equal(holds(daemon.data, FIRST) + holds(daemon.data, SECOND), [], "files that hold the secret")
+        check(not (daemon.data / "checkpoints" / checkpoint["id"] / "thaw" / "secrets").exists(), "the checkpoint has a folder for secrets")
+        daemon.remove(pod.name)
+
+
+def test_missing(daemon):
+    """Refused at the deploy; when it goes later, the start fails and says which."""
+    pod = Pod(daemon, "lacks", secrets=[{"name": "key", "file": "/nowhere/secret"}])
+    done = daemon.cli("deploy", "-", input=json.dumps(pod.spec), check_exit=False)
+    check(done.returncode == 2 and "/nowhere/secret" in done.stderr, f"`thaw deploy`: {done.returncode}, {done.stderr}")
+    for bad in ("../up", "a/b", ".hidden", ""):
+        pod.spec["secrets"] = [{"name": bad, "file": "/etc/hostname"}]
+        done = daemon.cli("deploy", "-", input=json.dumps(pod.spec), check_exit=False)
+        equal(done.returncode, 2, f"exit code of a deploy with a secret named {bad!r}")
+
+
+def test_variable_warns(daemon):
+    """A secret among the variables lies in the checkpoint: the deploy says so."""
+    pod = Pod(daemon, "warned", when=GO, env={"DB_PASSWORD": "x", "PLAIN": "y"})
+    result = pod.deploy()
+    found = [text for text in result["warnings"] if "DB_PASSWORD" in text]
+    check(len(found) == 1 and "secrets" in found[0], f"the warnings: {result['warnings']}")
+    check(not any("PLAIN" in text for text in result["warnings"]), f"the warnings: {result['warnings']}")
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())

@@ -1,0 +1,138 @@
+"""The API over the network: only with TLS, only with a token, and only what the token's scope allows."""
+
+import http.client
+import json
+import socket
+import sqlite3
+import ssl
+import subprocess
+
+import thawtest
+from common import Pod
+from thawtest import check, equal
+
+
+def certificate(folder, name="127.0.0.1"):
+    """A self-signed one, and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=thaw",
+                    "-addext", f"subjectAltName=IP:{name}", "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=60)  # fmt: skip
+    return cert, key
+
+
+def tls_daemon():
+    daemon = thawtest.Daemon(slots=1)
+    cert, key = certificate(daemon.data)
+    port = thawtest.free_port()
+    daemon.arguments += ["--listen", f"tls:127.0.0.1:{port}", "--tls-cert", str(cert), "--tls-key", str(key)]
+    daemon.start()
+    return daemon, port, cert
+
+
+def ask(port, cert, method, path, token=None, body=None, headers=None):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=ssl.create_default_context(cafile=cert))
+    try:
+        more = {"Authorization": f"Bearer {token}"} if token else {}
+        if body is not None:
+            more["Content-Type"] = "application/json"
+        connection.request(method, path, None if body is None else json.dumps(body), {**more, **(headers or {})})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_tokens_and_scopes():
+    daemon, port, cert = tls_daemon()
+    with daemon:
+        tokens = {scope: daemon.cli("token", "create", f"a-{scope}", "--scope", scope).stdout.strip() for scope in ("read", "deploy", "admin")}
+        pod = Pod(daemon)
+        pod.deploy(wait=True)
+        for token in (None, "", "thaw_" + "0" * 64, tokens["read"][:-1], tokens["read"] + "0", "x" * 5000):
+            status, text = ask(port, cert, "GET", "/v1/pods", token)
+            equal(status, 401, f"status with the token {token!r}: {text}")
+        calls = (("GET", "/v1/pods", None, "read"), ("GET", "/metrics", None, "read"), ("GET", "/v1/events", None, "read"),
+                 ("POST", "/v1/pods/web/scale", {"replicas": 1}, "deploy"), ("POST", "/v1/pods/web/checkpoint/retry", None, "deploy"),
+                 ("GET", "/v1/tokens", None, "admin"), ("POST", "/v1/tokens", {"name": "", "scope": "read"}, "admin"),
+                 ("DELETE", "/v1/images/none", None, "admin"))  # fmt: skip
+        scopes = ("read", "deploy", "admin")
+        for method, path, body, needed in calls:
+            for scope in scopes:
+                status, text = ask(port, cert, method, path, tokens[scope], body)
+                if scopes.index(scope) < scopes.index(needed):
+                    equal(status, 403, f"{method} {path} with scope {scope}: {text}")
+                else:
+                    check(status not in (401, 403), f"{method} {path} with scope {scope}: {status} {text}")
+        equal(ask(port, cert, "GET", "/v1/pods", tokens["admin"], headers={"Origin": "https://evil.example"})[0], 403, "status for a web page")
+
+        # The command, with streams and exec, which leaves HTTP behind.
+        env = {**daemon.env, "THAW_HOST": f"tls:127.0.0.1:{port}", "THAW_TOKEN": tokens["deploy"], "THAW_CA": str(cert)}
+
+        def thaw(*words, input=None, **more):  # noqa: A002
+            return subprocess.run([daemon.binary, *words], env={**env, **more}, capture_output=True, text=True, timeout=60, input=input, check=False)
+
+        equal(thaw("ps", "-q").stdout.split(), [pod.only_replica()["id"]], "`thaw ps` over TLS")
+        big = "x" * 3_000_000
+        done = thaw("exec", "-i", "web", "--", "cat", input=big)
+        equal((done.returncode, len(done.stdout)), (0, len(big)), f"`thaw exec` over TLS ({done.stderr[:200]})")
+        equal(done.stdout, big, "what came through")
+        equal(thaw("exec", "web", "--", "sh", "-c", "exit 7").returncode, 7, "the exit code of `thaw exec` over TLS")
+        check("pod.deployed" in thaw("events").stdout, "`thaw events` over TLS")
+        check(thaw("ps", THAW_CA="").returncode != 0, "a certificate that nobody has signed is trusted")
+        check("token" in thaw("ps", THAW_TOKEN="").stderr, "the message without a token does not tell of one")
+
+        # Nothing is kept of a token but its hash, and nothing is told.
+        equal(sorted(row["name"] for row in daemon.cli_json("token", "ls")), ["a-admin", "a-deploy", "a-read"], "`thaw token ls`")
+        database = sqlite3.connect(f"file:{daemon.data}/thaw.db?mode=ro", uri=True)
+        kept = "\n".join(database.iterdump())
+        database.close()
+        check('"sha256"' in kept and not any(token in kept for token in tokens.values()), "the tokens lie in the database")
+        check(not any(token in daemon.log.read_text() for token in tokens.values()), "the tokens are in the log")
+        daemon.cli("token", "rm", "a-read")
+        equal(ask(port, cert, "GET", "/v1/pods", tokens["read"])[0], 401, "status with a token that was removed")
+        # They outlive the daemon.
+        daemon.restart(kill=True)
+        equal(ask(port, cert, "GET", "/v1/pods", tokens["deploy"])[0], 200, "status after a restart")
+        daemon.remove(pod.name)
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+def test_bad_peers():
+    """Who does not speak TLS, stays silent, or leaves in the middle, harms nobody."""
+    daemon, port, cert = tls_daemon()
+    with daemon:
+        token = daemon.cli("token", "create", "one", "--scope", "read").stdout.strip()
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(20)]
+        for text in (b"GET /v1/pods HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(2000), b"\0" * 100):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+                plain.sendall(text)
+                answer = b""
+                try:
+                    while piece := plain.recv(4096):
+                        answer += piece
+                except ConnectionResetError:
+                    pass
+                check(b"HTTP" not in answer and b"pods" not in answer, f"it was answered without TLS: {answer[:80]}")
+        for _ in range(50):
+            context = ssl.create_default_context(cafile=cert)
+            with context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="127.0.0.1") as half:
+                half.sendall(b"GET /v1/pods HTTP/1.1\r\nHost")
+        equal(ask(port, cert, "GET", "/v1/pods", token)[0], 200, "status in between")
+        for client in silent:
+            client.close()
+        daemon.stop()
+        daemon.start()
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+def test_no_way_around():
+    """No TCP without TLS, no TLS without a certificate, no group that is none."""
+    for words, told in ((["--listen", "tcp:127.0.0.1:0"], "without TLS"), (["--listen", "tls:127.0.0.1:0"], "certificate"),
+                        (["--listen", "tls:127.0.0.1:0", "--tls-cert", "/etc/hostname", "--tls-key", "/etc/hostname"], "/etc/hostname"),
+                        (["--group", "no-such-group"], "no such group")):  # fmt: skip
+        done = subprocess.run([thawtest.binary(), "daemon", "--data-dir", "/var/tmp/thaw-never", *words], capture_output=True, text=True, timeout=30, check=False)
+        check(done.returncode == 2 and told in done.stderr, f"{words}: {done.returncode}, {done.stderr}")
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())
