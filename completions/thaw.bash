@@ -9,7 +9,7 @@ _thaw() {
       return
     fi
     case "$node ${COMP_WORDS[i]}" in
-    'thaw daemon' | 'thaw deploy' | 'thaw serve' | 'thaw init' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm') node="$node ${COMP_WORDS[i]}" ;;
+    'thaw daemon' | 'thaw deploy' | 'thaw serve' | 'thaw init' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw token' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm' | 'thaw token create' | 'thaw token ls' | 'thaw token rm') node="$node ${COMP_WORDS[i]}" ;;
     esac
   done
   case "$node $prev" in
@@ -99,8 +99,8 @@ _thaw() {
   esac
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
-    'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --log-level --log-format --runtime --criu --slots --checkpoint-quota --hold-connections --hold-bytes --hold-time --front --front-tls-cert --front-tls-key --stop-replicas-on-exit --host -h --help' ;;
+    'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image token doctor version schema completion --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --slots --checkpoint-quota --hold-connections --hold-bytes --hold-time --front --front-tls-cert --front-tls-key --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw serve') offers='--timeout --host -h --help' ;;
     'thaw init') offers='--host -h --help' ;;

@@ -3,7 +3,7 @@ function __thaw_at
     set -l node thaw
     for word in (commandline -opc)[2..]
         switch "$node $word"
-            case 'thaw daemon' 'thaw deploy' 'thaw serve' 'thaw init' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
+            case 'thaw daemon' 'thaw deploy' 'thaw serve' 'thaw init' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw token' 'thaw token create' 'thaw token ls' 'thaw token rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
                 set node "$node $word"
         end
     end

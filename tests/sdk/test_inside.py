@@ -117,12 +117,12 @@ def test_condition_that_never_holds(daemon):
 
 
 def test_failed_dump_releases(daemon):
-    """A program that CRIU cannot dump (it has an io_uring) goes on, and who waits in it is released."""
-    code = ("import ctypes, thaw; ring = ctypes.CDLL(None, use_errno=True).syscall(425, 8, ctypes.create_string_buffer(120)); print('ring', ring, flush=True); "
+    """A program that CRIU cannot dump (it has a landlock ruleset) goes on, and who waits in it is released."""
+    code = ("import ctypes, thaw; rules = ctypes.CDLL(None).syscall(444, ctypes.byref(ctypes.c_uint64(1)), 8, 0); print('rules', rules, flush=True); "
             "thaw.ready(); print('waited:', thaw.wait_for_restore(), flush=True); import signal; signal.pause()")  # fmt: skip
-    pod = deploy(daemon, "ring", ["python3", "-c", code], thaw.file("/run/thaw/ready"))
+    pod = deploy(daemon, "rules", ["python3", "-c", code], thaw.file("/run/thaw/ready"))
     replica = only(pod)
-    check(lines(replica, "ring")[0] != "ring -1", "this machine has no io_uring, by which this test makes a dump fail")
+    check(lines(replica, "rules")[0] != "rules -1", "this machine has no landlock, by which this test makes a dump fail")
     wait_line(replica, "waited: False")
     equal(json.loads(replica.exec(["cat", "/run/thaw/started.json"]).stdout)["outcome"], "failed", "outcome")
     equal(pod.checkpoints()[0].status, "failed", "the checkpoint")
