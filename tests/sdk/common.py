@@ -17,13 +17,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(thawtest.REPOSITORY
 
 import thaw  # noqa: E402: found by the line above
 
+ROOTFS = thawtest.rootfs("programs")  # of the machine's cache, which the tests leave before they build
+
 
 def own_cache():
     """Builds go to a cache of this test file, which is removed at its end."""
     cache = tempfile.mkdtemp(prefix="thaw-sdk-", dir="/var/tmp")
     thawtest.at_end(lambda: shutil.rmtree(cache))
     os.environ["THAW_CACHE"] = cache
-    os.environ["TEST_ROOTFS"] = thawtest.rootfs("programs")
+    os.environ["TEST_ROOTFS"] = ROOTFS
     return pathlib.Path(cache)
 
 
@@ -32,7 +34,7 @@ def client(daemon):
 
 
 def base():
-    return thaw.Image.from_rootfs(thawtest.rootfs("programs"), link=True)
+    return thaw.Image.from_rootfs(ROOTFS, link=True)
 
 
 def ask(url, path="/"):
@@ -60,4 +62,4 @@ def wait_line(replica, text, count=1):
     return wait_for(lambda: len(lines(replica, text)) >= count and lines(replica, text), f"'{text}' in the log of {replica.id}")
 
 
-__all__ = ["APP", "ask", "base", "check", "client", "equal", "lines", "own_cache", "raises", "thaw", "wait_for", "wait_line"]
+__all__ = ["APP", "ROOTFS", "ask", "base", "check", "client", "equal", "lines", "own_cache", "raises", "thaw", "wait_for", "wait_line"]

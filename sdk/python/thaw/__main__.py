@@ -203,6 +203,7 @@ _SERVER = '''"""The program: slow to start, quick to restore."""
 import http.server
 import json
 import random
+import time
 
 import thaw
 

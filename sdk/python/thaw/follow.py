@@ -59,17 +59,3 @@ def follow(client: Client, after: int, end: float) -> Iterator[Dict[str, Any]]:
         return
     finally:
         stream.close()
-
-
-class Follower:
-    """Tells a pod's events to a progress function while its block runs."""
-
-    def __init__(self, client: Client, pod: str, after: int, progress: Callable[[str], None]) -> None:
-        self._client, self._pod, self._after, self._progress = client, pod, after, progress
-
-    def __enter__(self) -> Follower:
-        self._stream = _Stream(self._client, self._after, self._pod, lambda event: event and self._progress(f"{event['type']}: {event['message']}"))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stream.close(0.05)

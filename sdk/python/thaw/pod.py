@@ -358,7 +358,8 @@ class Pod:
             if more is not None and before and not result["changed"] and pod["ready"] >= self.max_replicas:
                 raise ThawError("conflict", "create a replica of", self.name, f"{pod['ready']} run, which is max_replicas", "raise max_replicas, or stop one")
             if wait or more is not None:
-                pod = self._scale(wanted, max(1.0, end - time.monotonic()), progress, result["last_event"])
+                self.client.post(f"{self._path}/scale", {"replicas": wanted})
+                pod = self._wait_ready(pod["version"], wanted, end, progress, result["last_event"])
         build.prune(self.client)
         notes = list(result["warnings"])
         checkpoint = pod["checkpoint"]
@@ -387,28 +388,49 @@ class Pod:
                 with contextlib.suppress(ThawError):  # in use by a replica that is still ending
                     self.client.delete(f"/v1/checkpoints/{row['id']}")
 
-    def _scale(self, count: int, timeout: float, progress: Optional[Progress], after: int) -> Dict[str, Any]:
-        with contextlib.ExitStack() as stack:
-            if progress:
-                from .follow import Follower
+    def _wait_ready(self, version: int, count: int, end: float, progress: Optional[Progress], after: int) -> Dict[str, Any]:
+        """Until `count` replicas of this version are ready, and none of another is left. A failed one of this version ends it: replicas of
+        the version before may serve well, but that is not what was asked for."""
+        from .follow import follow
 
-                stack.enter_context(Follower(self.client, self.name, after, progress))
-            try:
-                found: Dict[str, Any] = self.client.post(f"{self._path}/scale", {"replicas": count, "wait": f"{timeout:.3f}s"}, timeout=timeout + 30)
-                return found
-            except ThawError as error:
-                error.log = self._last_words()
-                if error.log:
-                    error.args = (f"{error}\n  the replica wrote last:\n    " + "\n    ".join(error.log),)
-                raise
+        def ready() -> Optional[int]:
+            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in _ENDED]
+            mine = [row for row in rows if row["version"] == version and row["state"] == "ready"]
+            return None if len(mine) == count == len(rows) else len(mine)
 
-    def _last_words(self) -> List[str]:
-        """The end of the log of the newest replica that failed, or that has not become ready."""
+        now = ready()
+        if now is not None:
+            for event in follow(self.client, after, end):
+                if event["pod"] != self.name:
+                    continue
+                if progress:
+                    progress(f"{event['type']}: {event['message']}")
+                if event["type"] == "replica.failed":
+                    row = self.client.get(f"/v1/replicas/{event['replica']}")
+                    if row["version"] == version and not row["proof"]:
+                        raise self._with_log(ThawError("unavailable", "deploy", self.name, row["reason"] or event["message"], "correct it, and deploy again"), row)
+                if event["type"] in ("replica.ready", "replica.stopped", "replica.failed"):
+                    now = ready()
+                    if now is None:
+                        break
+        if now is not None:
+            self.client.last_event()  # the stream ends when the daemon does, too: then this says so
+            rows = self.client.get("/v1/replicas", pod=self.name)
+            error = ThawError("timeout", "deploy", self.name, f"{now} of {count} replicas are ready", "give it a longer timeout, or look at `thaw events`")
+            raise self._with_log(error, rows[-1]) if rows else error
+        pod: Dict[str, Any] = self.client.get(self._path)
+        return pod
+
+    def _with_log(self, error: ThawError, row: Dict[str, Any]) -> ThawError:
+        """The error with the end of a replica's log, which is gone when the deploy is put back."""
         with contextlib.suppress(ThawError):
-            rows = [row for row in self.client.get("/v1/replicas", pod=self.name, all=True) if not row["proof"] and row["state"] not in ("ready", "stopped")]
-            if rows:
-                return [line.text for line in Replica(self.client, rows[-1]).logs(tail=_LOG_LINES)]
-        return []
+            error.log = [line.text for line in Replica(self.client, row).logs(tail=_LOG_LINES)]
+        if error.log:
+            error.args = (f"{error}\n  the replica wrote last:\n    " + "\n    ".join(error.log),)
+        return error
+
+    def _scale(self, count: int, timeout: float) -> None:
+        self.client.post(f"{self._path}/scale", {"replicas": count, "wait": f"{timeout:.3f}s"}, timeout=timeout + 30)
 
     # --- the pod as it is ---
 
@@ -434,7 +456,7 @@ class Pod:
         """
         values.whole("replicas", replicas, 0, 1000)
         if wait:
-            self._scale(replicas, timeout, None, 0)
+            self._scale(replicas, timeout)
         else:
             self.client.post(f"{self._path}/scale", {"replicas": replicas})
         return [replica for replica in self.replicas() if replica.state == "ready"]

@@ -1,0 +1,131 @@
+"""The command line for pods in Python: thaw init, thaw deploy FILE.py:NAME, thaw serve; and what `make install` would put where."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import thawtest
+from common import APP, ask, equal, own_cache, wait_for
+from thawtest import check
+
+own_cache()
+
+
+def project(daemon, name):
+    """An example of `thaw init`, upon the root file system of the tests."""
+    folder = daemon.data / name
+    daemon.cli("init", folder)
+    equal(sorted(os.listdir(folder)), [".thawignore", "app.py", "server.py"], "what init writes")
+    app = folder / "app.py"
+    text = app.read_text().replace('Image.debian("bookworm").apt("python3")', f"Image.from_rootfs({os.environ['TEST_ROOTFS']!r}, link=True)")
+    app.write_text(text.replace("ports=[8000],", "ports=[8000], stop_grace=1,"))
+    (folder / "server.py").write_text((folder / "server.py").read_text().replace("time.sleep(5)", "pass"))
+    return folder
+
+
+def test_init_and_deploy(daemon):
+    """The example is deployed as it is told to be, checkpointed, restored; from another folder, too."""
+    folder = project(daemon, "my-example")
+    done = daemon.cli("deploy", f"{folder}/app.py:pod")
+    url = done.stdout.strip()
+    equal(ask(url)["started_from"], "cold", "the first replica")
+    daemon.wait_checkpoint("my-example")
+    daemon.scale("my-example", 2)
+    check(any(row["started_from"] != "cold" for row in daemon.replicas("my-example")), "no replica started from the checkpoint")
+    equal(daemon.cli("deploy", "-q", f"{folder}/app.py:pod").stdout, "my-example\n", "deploy -q")
+    spec = json.loads(daemon.cli("deploy", "--dry-run", f"{folder}/app.py:pod").stdout)
+    equal(spec["checkpoint"]["when"], {"python": "app:warm"}, "the condition")
+    done = daemon.cli("init", folder, check_exit=False)
+    equal(done.returncode, 5, "exit code of init where files are")
+
+
+def test_mistakes(daemon):
+    """Each is one sentence, and an exit code; no traceback for what the user can put right."""
+    folder = daemon.data / "mistakes"
+    folder.mkdir()
+    (folder / "app.py").write_text("from thaw import *\nnumber = 1\ndef fails(): raise RuntimeError\n")
+    (folder / "main.py").write_text("from thaw import Pod\npod = Pod('x', 'docker://x', checkpoint_condition=lambda: True)\n")
+    (folder / "needs.py").write_text("import no_such_module\n")
+    (folder / "not-a-name.py").write_text("")
+    for target, code, words in (
+        ("app.py:number", 2, ["it is no pod but int"]),
+        ("app.py:pod", 2, ["has no 'pod'"]),
+        ("none.py:pod", 2, ["there is no file"]),
+        ("not-a-name.py:pod", 2, ["rename the file"]),
+        ("main.py:pod", 2, ["it is a lambda", "top level"]),
+        ("needs.py:pod", 2, ["no_such_module"]),
+    ):
+        done = daemon.cli("deploy", f"{folder}/{target}", check_exit=False)
+        equal(done.returncode, code, f"exit code of {target} ({done.stderr})")
+        check(done.stderr.startswith("thaw: cannot ") and "Traceback" not in done.stderr and all(word in done.stderr for word in words), f"{target}: {done.stderr}")
+    done = daemon.cli("deploy", "--cpu", "1", f"{folder}/app.py:pod", check_exit=False)
+    check(done.returncode == 2 and "change the Pod(...)" in done.stderr, done.stderr)
+    done = daemon.cli("serve", "pod.yaml", check_exit=False)
+    check(done.returncode == 2 and "FILE.py:NAME" in done.stderr, done.stderr)
+    done = daemon.cli("--host", "unix:/nowhere/thaw.sock", "deploy", f"{APP}/app.py:pod", check_exit=False)
+    check(done.returncode == 3 and "/nowhere/thaw.sock" in done.stderr, done.stderr)
+
+
+def test_serve(daemon):
+    """A saved file is deployed again; a mistake in it does not end serve; Ctrl-C removes the pod."""
+    folder = project(daemon, "served")
+    log = open(daemon.data / "serve.log", "w+", encoding="utf-8")
+    process = subprocess.Popen([daemon.binary, "serve", f"{folder}/app.py:pod"], env={**daemon.env, "THAW_HOST": daemon.address, "PYTHONUNBUFFERED": "1"},
+                               stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # fmt: skip
+    thawtest.at_end(process.kill)
+
+    def said():
+        log.seek(0)
+        return log.read()
+
+    def version():
+        return daemon.api("GET", "/v1/pods/served")["version"]
+
+    wait_for(lambda: "| ready" in said(), "the program's output is shown", 60)
+    first = version()
+    (folder / "app.log").write_text("ignored by .thawignore")
+    server = folder / "server.py"
+    good = server.read_text()
+    server.write_text(good.replace("print(\"ready\"", "print(\"changed\""))
+    wait_for(lambda: "| changed" in said(), "the changed program runs", 60)
+    equal(version(), first + 1, "version after one change")
+    (folder / "app.py").write_text((folder / "app.py").read_text().replace("memory=\"512MiB\"", "memory=\"lots\""))
+    wait_for(lambda: "it is no size" in said(), "the mistake is told", 60)
+    check(process.poll() is None, "a mistake ended serve")
+    equal(version(), first + 1, "version after a mistake")
+    process.send_signal(signal.SIGINT)
+    equal(process.wait(60), 130, f"exit code of serve: {said()}")
+    equal(daemon.api("GET", "/v1/pods"), [], "pods after serve")
+    log.close()
+
+
+def test_wheel_and_install(daemon):
+    """The wheel, built offline by the package's own backend, and the folder that `make install` fills: both can be imported, typed."""
+    source = daemon.data / "source"
+    shutil.copytree(thawtest.REPOSITORY / "sdk/python", source, ignore=shutil.ignore_patterns("__pycache__"))
+    dist = daemon.data / "dist"
+    subprocess.run(["/usr/bin/python3", "-m", "pip", "wheel", "-q", "--no-index", "--no-deps", "-w", dist, source], check=True, timeout=120, stdin=subprocess.DEVNULL)
+    wheels = os.listdir(dist)
+    equal(wheels, ["thaw-0.1.0-py3-none-any.whl"], "what is built")
+    site = daemon.data / "site"
+    subprocess.run(["/usr/bin/python3", "-m", "pip", "install", "-q", "--no-index", "--root-user-action=ignore", "--target", site, dist / wheels[0]], check=True, timeout=120)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    code = "import thaw, os; print(os.path.dirname(thaw.__file__)); print(thaw.http('/x'), os.path.exists(os.path.join(os.path.dirname(thaw.__file__), 'py.typed')))"
+    found = subprocess.run([sys.executable, "-c", code], env={**env, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True, timeout=60).stdout.split("\n")
+    equal(found[:2], [f"{site}/thaw", "http('/x') True"], "the installed wheel")
+
+    prefix = daemon.data / "prefix"
+    build = os.path.dirname(daemon.binary)
+    subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True, capture_output=True, timeout=120)
+    done = subprocess.run([prefix / "bin/thaw", "init", daemon.data / "from-install"], env=env, capture_output=True, text=True, check=False, timeout=60)
+    equal(done.returncode, 0, f"thaw init, installed: {done.stderr}")
+    check((prefix / "include/thaw.h").exists() and (prefix / "lib/thaw/node/index.js").exists(), "the C header and the node module are not installed")
+    paths = list(prefix.glob("lib/python3*/dist-packages/thaw.pth"))
+    check(paths and os.path.isdir(os.path.join(paths[0].read_text().strip(), "thaw")), "the .pth file leads nowhere")
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())

@@ -1,0 +1,173 @@
+"""Images: each kind of base and step, built for real, cached by content, and nothing left of what fails."""
+
+import pathlib
+import shutil
+import subprocess
+import zipfile
+
+import thawtest
+from common import APP, ROOTFS, base, client, equal, own_cache, raises, thaw, wait_for
+from thaw import Image, build
+from thawtest import check
+
+DEBIAN = Image.debian("bookworm").apt("python3")
+DEBIAN.build()  # in the machine's cache: once
+MACHINE = pathlib.Path(build.cache_folder())
+CACHE = own_cache()
+(CACHE / "images").mkdir()
+subprocess.run(["cp", "-al", MACHINE / "layers", CACHE / "images/layers"], check=True)
+
+
+def listing():
+    """What of builds is on disk, and what is mounted of it."""
+    mounts = [line.split()[4] for line in open("/proc/self/mountinfo", encoding="utf-8") if str(CACHE) in line]
+    return sorted(str(path) for path in [*CACHE.glob("images/layers/*"), *CACHE.glob("images/layers/.*"), *CACHE.glob("images/content/*/*")]), mounts
+
+
+def wheel(folder):
+    """A wheel, as a user's project would build it."""
+    path = folder / "hello-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hello.py", "def greet():\n    return 'hello from a wheel'\n")
+        archive.writestr("hello-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: hello\nVersion: 1.0\n")
+        archive.writestr("hello-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("hello-1.0.dist-info/RECORD", "hello.py,,\nhello-1.0.dist-info/METADATA,,\nhello-1.0.dist-info/WHEEL,,\nhello-1.0.dist-info/RECORD,,\n")
+    return path
+
+
+def test_debian_apt_pip_run_add(daemon):
+    """All steps on a Debian made here, in a pod; the second build has nothing to do."""
+    folder = daemon.data / "project"
+    folder.mkdir()
+    (folder / "main.py").write_text("import hello, time\nprint(hello.greet(), open('/made').read(), flush=True)\ntime.sleep(1000)\n")
+    (folder / "secret.env").write_text("not for the container")
+    (folder / ".thawignore").write_text("*.env\n")
+    key = daemon.data / "key"
+    key.write_text("s3cret")
+    image = (
+        DEBIAN.pip(str(wheel(daemon.data))).env(WORD="made").workdir("/srv/app")
+        .run('printf %s "$WORD in $PWD" >/made && rm /etc/issue').add(str(folder)).add(str(APP / "app.py"), "/extra/other.py")
+    )  # fmt: skip
+    said = []
+    pod = thaw.Pod("image", image, entrypoint=["python3", "main.py"], secrets={"key": str(key)}, min_replicas=1, stop_grace=0,
+                   checkpoint_condition=thaw.log("hello"), client=client(daemon))  # fmt: skip
+    pod.deploy(progress=said.append)
+    built = [line for line in said if line.startswith("building")]
+    equal(len(built), 4, f"layers that were built: {built}")
+    equal(next(pod.logs()).text, "hello from a wheel made in /srv/app", "what the program says")
+    text = pod.exec(["sh", "-c", "ls /srv/app /extra; cat /run/secrets/key; test -e /etc/issue || echo; echo $WORD; pwd; touch /run/secrets/key 2>/dev/null || echo readonly"]).stdout
+    equal(text.split(), ["/extra:", "other.py", "/srv/app:", "main.py", "s3cret", "made", "/srv/app", "readonly"], "what the container sees")
+    before = listing()
+    said.clear()
+    image.build(said.append)
+    equal((said, listing()), ([], before), "a second build")
+    pod.remove()
+
+
+def test_oci_and_dockerfile(daemon):
+    """An OCI layout with an environment and a command, and a Dockerfile, as bases."""
+    layout = daemon.data / "oci"
+    root = pathlib.Path(ROOTFS)
+    subprocess.run(["umoci", "init", "--layout", layout], check=True)
+    subprocess.run(["umoci", "new", "--image", f"{layout}:small"], check=True)
+    small = daemon.data / "small"
+    for name in ("bin", "lib", "lib64"):
+        (small / name).mkdir(parents=True)
+    for program in ("sh", "sleep", "cat", "env"):
+        shutil.copy(root / "usr/bin" / program, small / "bin" / program)
+    (small / "lib/x86_64-linux-gnu").mkdir()
+    for library in ("libc.so.6",):
+        shutil.copy(root / "usr/lib/x86_64-linux-gnu" / library, small / "lib/x86_64-linux-gnu" / library)
+    shutil.copy(root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", small / "lib64/ld-linux-x86-64.so.2")
+    subprocess.run(["umoci", "insert", "--image", f"{layout}:small", small, "/"], check=True, capture_output=True)
+    subprocess.run(["umoci", "config", "--image", f"{layout}:small", "--config.env=FROM=oci", "--config.cmd=/bin/sh", "--config.cmd=-c", "--config.cmd=echo from $FROM; sleep 1000",
+                    "--config.workingdir=/work"], check=True)  # fmt: skip
+    note = daemon.data / "note.txt"
+    note.write_text("added\n")
+
+    whole = Image.from_oci(f"oci:{layout}:small").build()
+    equal(whole.source, {"image": f"oci:{layout}:small"}, "an image without steps is the daemon's to fetch")
+    pod = thaw.Pod("oci", Image.from_oci(f"oci:{layout}:small").add(str(note), "/note.txt"), min_replicas=1, stop_grace=0, client=client(daemon))
+    pod.deploy()
+    equal((next(pod.logs()).text, pod.exec(["/bin/cat", "/note.txt"]).stdout), ("from oci", "added\n"), "what the image's own command says, and the added file")
+    pod.remove()
+
+    context = daemon.data / "context"
+    shutil.copytree(small, context / "small")
+    (context / "Dockerfile").write_text('FROM scratch\nARG WORD\nCOPY small /\nENV FROM=dockerfile-$WORD\nCMD ["/bin/sh", "-c", "echo from $FROM; sleep 1000"]\n')
+    image = Image.from_dockerfile(str(context / "Dockerfile"), args={"WORD": "x"}).add(str(note), "/note.txt")
+    pod = thaw.Pod("dockerfile", image, min_replicas=1, stop_grace=0, client=client(daemon))
+    pod.deploy()
+    equal(next(pod.logs()).text, "from dockerfile-x", "what the Dockerfile's command says")
+    pod.remove()
+
+
+def test_failed_deploys_leave_nothing(daemon):
+    """A step that fails, a program that ends, an interrupted build: no layer, no pod, no mount; the first error is the one that is seen."""
+    base().run("true").build()  # finished layers stay, so they are there before
+    folder = daemon.data / "broken"
+    folder.mkdir()
+    (folder / "main.py").write_text("print('about to fail', flush=True)\nraise SystemExit(7)\n")
+    before = listing()
+
+    def pod(image, **more):
+        return thaw.Pod("broken", image, entrypoint=["python3", "main.py"], min_replicas=1, stop_grace=0,
+                        checkpoint_condition=thaw.file("/never"), client=client(daemon), **more)  # fmt: skip
+
+    error = raises(thaw.ThawError, lambda: pod(base().run("true").run("echo the reason; touch /half; exit 9").add(str(folder))).deploy(), "exit code 9", "the reason")
+    equal(error.cleanup_errors, [], "clean-up after a failed step")
+    error = raises(thaw.ThawError, lambda: pod(base().run("true").add(str(folder))).deploy(), "about to fail")
+    equal((error.log, error.cleanup_errors), (["about to fail"], []), "the log of the replica that failed, and the clean-up")
+    raises(thaw.ThawError, lambda: pod(base().run("true").add(str(folder)), mounts=["/nowhere/at/all:/x"]).deploy(), "/nowhere/at/all")
+    raises(thaw.ThawError, lambda: pod(base().run("true").add(str(folder))).deploy(timeout=-1), "no number of seconds")
+    equal(listing(), before, "what is on disk")
+    equal((daemon.api("GET", "/v1/pods"), daemon.api("GET", "/v1/checkpoints")), ([], []), "pods and checkpoints")
+
+    def interrupted(line):
+        if "sleeping" in line:
+            raise KeyboardInterrupt
+
+    raises(KeyboardInterrupt, lambda: pod(base().run("true").run("echo sleeping; sleep 1000")).deploy(progress=interrupted))
+    equal(listing(), before, "what is on disk after an interrupt")
+
+    # The clean-up fails, too: the daemon is not there any more when the pod is to be removed.
+    elsewhere = thawtest.Daemon().start()
+    broken = thaw.Pod("broken", base().run("true").add(str(folder)), entrypoint=["sleep", "1000"], min_replicas=1, stop_grace=0,
+                      checkpoint_condition=thaw.file("/never"), client=client(elsewhere))  # fmt: skip
+
+    def killed(line):
+        if "replica.warming" in line:
+            elsewhere.stop()
+
+    error = raises(thaw.UnreachableError, lambda: broken.deploy(progress=killed), str(elsewhere.socket))
+    check(error.cleanup_errors, "the failed clean-up is told, too")
+    equal(listing(), before, "what is on disk after a failed clean-up")
+    elsewhere.start()
+    elsewhere.destroy()
+
+
+def test_failed_change_is_put_back(daemon):
+    """A pod that runs, and a change of it that does not: the old one serves on."""
+    def pod(code):
+        return thaw.Pod("change", base().add(str(APP)), entrypoint=["python3", *code], ports=[8000], min_replicas=1, stop_grace=1,
+                        checkpoint_condition=thaw.http(), client=client(daemon))  # fmt: skip
+
+    pod(["app.py"]).deploy()
+    version = pod(["app.py"]).client.get("/v1/pods/change")["spec"]["command"]
+    raises(thaw.ThawError, lambda: pod(["-c", "raise SystemExit('broken change')"]).deploy(), "broken change")
+    wait_for(lambda: daemon.replicas("change", "ready"), "the old one serves again")
+    equal(daemon.api("GET", "/v1/pods/change")["spec"]["command"], version, "the command after the failed change")
+    pod(["app.py"]).remove()
+
+
+def test_sources_that_do_not_exist():
+    """Said before anything is built."""
+    raises(thaw.InvalidError, lambda: base().add("/no/such/folder").build(), "/no/such/folder")
+    raises(thaw.InvalidError, lambda: base().pip("./no.whl").build(), "no.whl")
+    raises(thaw.InvalidError, lambda: Image.from_rootfs("/no/such").run("true").build(), "/no/such")
+    raises(thaw.InvalidError, lambda: Image.from_dockerfile("/no/Dockerfile").build(), "/no/Dockerfile")
+    raises(thaw.ThawError, lambda: Image.from_oci("oci:/no/such:x").run("true").build(), "oci:/no/such:x")
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())
