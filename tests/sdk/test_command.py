@@ -84,7 +84,8 @@ def test_serve(daemon):
     def version():
         return daemon.api("GET", "/v1/pods/served")["version"]
 
-    wait_for(lambda: "| ready" in said(), "the program's output is shown", 60)
+    wait_for(lambda: "| ready" in said() or process.poll() is not None, "the program's output is shown", 60)
+    check(process.poll() is None, f"serve ended: {said()}")
     first = version()
     (folder / "app.log").write_text("ignored by .thawignore")
     server = folder / "server.py"

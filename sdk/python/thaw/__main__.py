@@ -140,6 +140,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _deploy_again(options: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", "thaw", *(["--host", options.host] if options.host else []), "deploy", options.file, "--verbose", "--timeout", str(options.timeout)]
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
             process.wait()

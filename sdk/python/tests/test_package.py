@@ -1,0 +1,252 @@
+"""The parts of the package that need no daemon. Where there is an authority (git for ignore files), it is asked."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+import warnings
+
+import helper_module
+import thaw
+from thaw import (
+    Image, InvalidError, Pod, ThawError, after, all_, any_, callables, exec_, file, http, log, notify, python, tcp, tree, values, workers,
+)  # fmt: skip
+from thaw.client import Client
+from thaw.undo import Undo
+
+ROOTFS = Image.from_rootfs("/")
+
+
+class Conditions(unittest.TestCase):
+    def test_specifications(self):
+        for condition, spec in (
+            (http("/health", port=8000, status=204), {"http": {"path": "/health", "port": 8000, "status": 204}}),
+            (http(), {"http": {"path": "/", "status": 200}}),
+            (tcp(), {"tcp": {}}),
+            (tcp(5432), {"tcp": {"port": 5432}}),
+            (exec_("test", "-e", "/x"), {"exec": ["test", "-e", "/x"]}),
+            (file("/run/thaw/ready"), {"file": "/run/thaw/ready"}),
+            (log("up .*"), {"log": "up .*"}),
+            (python("app.health:ready"), {"python": "app.health:ready"}),
+            (python(helper_module.warm), {"python": "helper_module:warm"}),
+            (notify(), {"notify": True}),
+            (workers(4), {"workers": 4}),
+            (after("1m30s"), {"after": "90000000us"}),
+            (all_(notify(), helper_module.warm), {"all": [{"notify": True}, {"python": "helper_module:warm"}]}),
+            (notify() | (tcp(1) & tcp(2)), {"any": [{"notify": True}, {"all": [{"tcp": {"port": 1}}, {"tcp": {"port": 2}}]}]}),
+        ):
+            with self.subTest(str(condition)):
+                self.assertEqual(condition.to_spec(), spec)
+
+    def test_refusals(self):
+        deep = tcp(1)
+        for _ in range(7):
+            deep = all_(deep)
+        for call in (
+            lambda: http("health"), lambda: http(port=0), lambda: http(port="8000"), lambda: http(status=99), lambda: http(port=True), lambda: tcp(70000),
+            lambda: exec_(), lambda: exec_(""  "a", 3), lambda: file("ready"), lambda: file("/a/../b"), lambda: log(""), lambda: log(b"x"), lambda: python("app"),
+            lambda: python("app:"), lambda: python("a-b:c"), lambda: python(3), lambda: workers(0), lambda: workers(1.5), lambda: after("soon"), lambda: after(-1),
+            lambda: after("2d"), lambda: all_(), lambda: any_("http"), lambda: all_(http), lambda: all_(deep),
+        ):  # fmt: skip
+            with self.assertRaises(InvalidError) as caught:
+                call()
+            self.assertIn("cannot ", str(caught.exception))
+            self.assertTrue(caught.exception.cause and caught.exception.remedy, str(caught.exception))
+
+
+class Callables(unittest.TestCase):
+    def test_names(self):
+        self.assertEqual(callables.name_of(helper_module.warm), "helper_module:warm")
+        self.assertIs(callables.load("helper_module:warm"), helper_module.warm)
+        self.assertEqual(callables.load("os.path:join")("a", "b"), "a/b")
+
+    def test_refusals_say_what_to_write(self):
+        def nested():
+            return True
+
+        for function, words in (
+            (lambda: True, ["lambda", "def warm()"]),
+            (nested, ["nested", "def nested()", "top level"]),
+            (helper_module.Owner().method, ["belongs to an object", "top level"]),
+            (helper_module.partial, ["no name"]),
+        ):
+            with self.assertRaises(InvalidError) as caught:
+                python(function)
+            for word in words:
+                self.assertIn(word, str(caught.exception))
+
+    def test_function_of_the_program_itself(self):
+        """As it is when a user runs python3 app.py."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "app.py")
+            with open(path, "w", encoding="utf-8") as out:
+                out.write("import thaw\ndef warm(): return True\npod = thaw.Pod('x', 'docker://x', checkpoint_condition=warm)\n"
+                          "try: pod.spec()\nexcept thaw.InvalidError as error: print(error)\n")  # fmt: skip
+            done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=True, timeout=60)
+        self.assertIn("thaw deploy app.py:NAME", done.stdout)
+        self.assertIn("__main__:warm", done.stdout)
+
+    def test_load_refusals(self):
+        for name, word in (("no_such_module:x", "no_such_module"), ("helper_module:nothing", "it has: "), ("helper_module", "module:function")):
+            with self.assertRaises(InvalidError) as caught:
+                callables.load(name)
+            self.assertIn(word, str(caught.exception))
+
+
+class Values(unittest.TestCase):
+    def test_sizes_and_durations(self):
+        for text, size in (("2GiB", 2 << 30), ("512Mi", 512 << 20), ("1.5KiB", 1536), ("1MB", 10**6), ("7", 7), (9, 9)):
+            self.assertEqual(values.size("memory", text), size)
+        for text, micros in (("1m30s", 90_000_000), ("500ms", 500_000), (2, 2_000_000), ("0.5", 500_000), ("1h", 3_600_000_000)):
+            self.assertEqual(values.duration_us("x", text), micros)
+        for wrong in ("2 GiBs", "-1", -1, True, None, "GiB", [1]):
+            self.assertRaises(InvalidError, values.size, "memory", wrong)
+        for wrong in ("1 m", "m", -1, "1x", None, True, "1m 30s", 1e9):
+            self.assertRaises(InvalidError, values.duration_us, "x", wrong)
+
+
+class Pods(unittest.TestCase):
+    def test_wrong_arguments_of_every_kind(self):
+        wrong = (
+            {"name": "Model"}, {"name": "-a"}, {"name": ""}, {"name": 3}, {"image": 3}, {"image": "python:3.12"}, {"entrypoint": "python3 x"}, {"entrypoint": []},
+            {"entrypoint": [1]}, {"ports": 8000}, {"ports": [0]}, {"ports": ["x:1"]}, {"ports": ["8000/udp"]}, {"cpu": 0}, {"cpu": "2"}, {"cpu": True},
+            {"memory": "much"}, {"memory": 10}, {"pids": 0}, {"gpu": -1}, {"gpu": 65}, {"gpu": 1.5}, {"env": {"A": 1}}, {"env": {"A B": "x"}},
+            {"env": {"THAW_POD": "x"}}, {"env": ["A=1"]}, {"secrets": "file"}, {"secrets": [3]}, {"secrets": {"a/b": "x"}}, {"mounts": ["x"]}, {"mounts": ["a:b"]},
+            {"mounts": [{"source": "/a"}]}, {"user": ""}, {"workdir": "app"}, {"min_replicas": -1}, {"min_replicas": 1001}, {"max_replicas": 0},
+            {"min_replicas": 3, "max_replicas": 2}, {"keep_warm": "long"}, {"checkpoint_enabled": "yes"}, {"checkpoint_condition": "http"},
+            {"checkpoint_condition": http}, {"checkpoint_condition": http("/x")}, {"checkpoint_condition": lambda: True}, {"checkpoint_timeout": 0},
+            {"checkpoint_on_timeout": "retry"}, {"checkpoint_verify": 1}, {"checkpoint_memory": "fast"}, {"stop_grace": "2h"}, {"client": "unix:/x"},
+        )  # fmt: skip
+        for arguments in wrong:
+            with self.subTest(str(arguments)):
+                with self.assertRaises(InvalidError) as caught:
+                    Pod(**{"name": "x", "image": ROOTFS, **arguments})
+                self.assertTrue(caught.exception.action and caught.exception.cause and caught.exception.remedy, str(caught.exception))
+        self.assertRaises(TypeError, Pod, "x", ROOTFS, no_such_argument=1)
+
+    def test_enabled_without_condition_lists_the_choices(self):
+        with self.assertRaises(InvalidError) as caught:
+            Pod("x", ROOTFS, checkpoint_enabled=True)
+        for choice in ("http(", "tcp(", "exec_(", "file(", "log(", "function of your module", "notify()", "workers(", "after(", "all_(", "any_("):
+            self.assertIn(choice, str(caught.exception))
+
+    def test_defaults(self):
+        self.assertFalse(Pod("x", ROOTFS).checkpoint_enabled)
+        pod = Pod("x", ROOTFS, ports=[8000], checkpoint_condition=http())
+        self.assertTrue(pod.checkpoint_enabled)
+        self.assertFalse(Pod("x", ROOTFS, checkpoint_condition=notify(), checkpoint_enabled=False).checkpoint_enabled)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.assertFalse(Pod("x", ROOTFS, gpu=2, checkpoint_condition=notify()).checkpoint_enabled)
+            self.assertTrue(Pod("x", ROOTFS, gpu=1, checkpoint_condition=notify()).checkpoint_enabled)
+        self.assertEqual(len(caught), 1)
+
+
+class Images(unittest.TestCase):
+    def test_steps_make_new_images(self):
+        base = Image.debian("bookworm")
+        image = base.apt("python3").env(A="b").workdir("/srv").add(".", "/x")
+        self.assertEqual(repr(base), "Image.debian('bookworm')")
+        self.assertEqual(repr(image), "Image.debian('bookworm').apt('python3').env(A='b').workdir('/srv').add('.', target='/x')")
+
+    def test_refusals(self):
+        for call in (
+            lambda: Image(), lambda: Image.debian("Bookworm!"), lambda: Image.from_oci("python"), lambda: Image.from_oci("docker://"), lambda: Image.from_rootfs(""),
+            lambda: ROOTFS.apt(), lambda: ROOTFS.apt("-y"), lambda: ROOTFS.apt("a b"), lambda: ROOTFS.pip(), lambda: ROOTFS.pip("--pre"), lambda: ROOTFS.run(""),
+            lambda: ROOTFS.run(["a"]), lambda: ROOTFS.add(3), lambda: ROOTFS.add(".", "app"), lambda: ROOTFS.env(A=1), lambda: ROOTFS.workdir("x"),
+        ):  # fmt: skip
+            self.assertRaises(InvalidError, call)
+
+    def test_ignore_files_are_as_git_has_them(self):
+        paths = ["a.log", "keep.log", "src/a.log", "src/deep/x.py", "build/out", "src/build/out", "doc/a.txt", "doc/sub/a.txt", "foo/bar/baz", "x/foo/bar", "file1", "file22",
+                 "fileA", "sp ace", "#hash", "!bang", "tmp/only/this", "data/keep/a", "data/drop/b", "a/b/c/d/e", "a/e", "vendor/x/y"]  # fmt: skip
+        ignore = "*.log\n!keep.log\n/build\ndoc/*.txt\nfoo/bar\nfile?\n!file[A-C]\n\\#hash\n\\!bang\ntmp/\n# comment\n\ndata/*\n!data/keep\na/**/e\nvendor/**\nsp\\ ace\n"
+        with tempfile.TemporaryDirectory() as folder:
+            for path in paths:
+                os.makedirs(os.path.join(folder, os.path.dirname(path)), exist_ok=True)
+                open(os.path.join(folder, path), "w", encoding="utf-8").close()
+            for name, text in ((".gitignore", ignore), ("src/.gitignore", "deep/*\n!*.log\n")):
+                with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
+                    out.write(text)
+            subprocess.run(["git", "init", "-q", folder], check=True, timeout=30)
+            listed = subprocess.run(["git", "-C", folder, "-c", "core.excludesFile=", "ls-files", "-z", "--others", "--exclude-standard"], capture_output=True, text=True, check=True, timeout=30)
+            wanted = sorted(path for path in listed.stdout.split("\0") if path and not path.endswith(".gitignore"))
+            found = sorted(entry.path for entry in tree.walk(folder) if not os.path.isdir(entry.full))
+            self.assertEqual(found, wanted)
+            self.assertIn("src/a.log", found)
+            with open(os.path.join(folder, ".thawignore"), "w", encoding="utf-8") as out:
+                out.write("!a.log\nsrc/\n")
+            found = [entry.path for entry in tree.walk(folder)]
+            self.assertIn("a.log", found)
+            self.assertNotIn("src/a.log", found)
+
+    def test_content_is_what_counts(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "a")
+            with open(path, "w", encoding="utf-8") as out:
+                out.write("one")
+            first = [tree.entry_facts(entry) for entry in tree.walk(folder)]
+            os.utime(path, (1, 1))
+            self.assertEqual([tree.entry_facts(entry) for entry in tree.walk(folder)], first)
+            with open(path, "w", encoding="utf-8") as out:
+                out.write("two")
+            os.utime(path, (1, 1))  # of the same size and time
+            self.assertNotEqual([tree.entry_facts(entry) for entry in tree.walk(folder)], first)
+
+
+class Others(unittest.TestCase):
+    def test_clean_up_does_not_hide_the_error(self):
+        steps = []
+
+        def fails():
+            raise RuntimeError("of the clean-up")
+
+        with self.assertRaises(ThawError) as caught:
+            with Undo() as undo:
+                undo.add(lambda: steps.append("first"))
+                undo.add(fails)
+                undo.add(lambda: steps.append("last"))
+                raise ThawError("unavailable", "deploy", "x", "the first error")
+        self.assertEqual(steps, ["last", "first"])
+        self.assertIn("the first error", str(caught.exception))
+        self.assertEqual([str(error) for error in caught.exception.cleanup_errors], ["of the clean-up"])
+
+    def test_addresses(self):
+        for wrong in ("http://x", "unix:relative", "tcp:host", "tcp::1", "tcp:h:99999"):
+            self.assertRaises(InvalidError, Client, wrong)
+        with self.assertRaises(thaw.UnreachableError) as caught:
+            Client("unix:/no/such/thaw.sock").get("/v1/version")
+        self.assertIn("thaw daemon", str(caught.exception))
+
+    def test_outside_a_replica(self):
+        if thaw.inside():
+            self.fail("these tests are for outside a replica")
+        thaw.ready()
+        self.assertFalse(thaw.wait_for_restore())
+        self.assertFalse(thaw.checkpoint_enabled())
+        self.assertRaises(ThawError, thaw.identity)
+        threads = threading.active_count()
+        self.assertEqual(thaw.on_restore(helper_module.warm)(), True)
+        self.assertEqual(threading.active_count(), threads)
+        self.assertRaises(InvalidError, thaw.on_restore, 3)
+        self.assertRaises(InvalidError, thaw.wait_for_restore, "soon")
+
+    def test_the_library_inside_is_light(self):
+        """A program in a container does not pay for what only a deploy needs."""
+        code = "import sys, thaw; thaw.ready(); print(sorted({'http.client', 'subprocess', 'urllib.request'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        self.assertEqual(done.stdout.strip(), "[]")
+
+    def test_everything_public_is_there_and_documented(self):
+        for name in thaw.__all__:
+            self.assertTrue(getattr(thaw, name).__doc__, name)
+        for owner in (Pod, Image, thaw.Replica):
+            for name, value in vars(owner).items():
+                if not name.startswith("_") and callable(value):
+                    self.assertTrue(value.__doc__, f"{owner.__name__}.{name}")
+
+
+if __name__ == "__main__":
+    unittest.main()
