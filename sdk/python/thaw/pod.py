@@ -261,7 +261,7 @@ class Pod:
         self.checkpoint_timeout = values.duration("checkpoint_timeout", checkpoint_timeout, 1)
         self.checkpoint_on_timeout = values.choice("checkpoint_on_timeout", checkpoint_on_timeout, ("serve", "fail"))
         self.checkpoint_verify = values.flag("checkpoint_verify", checkpoint_verify)
-        self.checkpoint_memory = values.choice("checkpoint_memory", checkpoint_memory, ("lazy", "eager"))
+        self.checkpoint_memory = values.choice("checkpoint_memory", checkpoint_memory, ("lazy", "background", "eager"))
         self.stop_grace = values.duration("stop_grace", stop_grace, 0, 3600)
         if client is not None and not isinstance(client, Client):
             raise InvalidError("use client", client, "it is no Client", "give thaw.Client('unix:/path/to/thaw.sock')")
@@ -298,7 +298,8 @@ class Pod:
         secrets = [{"source": path, "target": f"/run/secrets/{name}", "readonly": True} for name, path in self.secrets]
         spec: Dict[str, Any] = {
             "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, *secrets, helpers],
-            "replicas": {"min": self.min_replicas, "max": self.max_replicas}, "stop_grace": self.stop_grace,
+            "replicas": {"min": self.min_replicas, "max": self.max_replicas, **({"keep_warm": self.keep_warm} if self.keep_warm else {})},
+            "stop_grace": self.stop_grace,
             "command": self.entrypoint or built.command, "user": self.user or built.user, "workdir": self.workdir or built.workdir,
             "resources": _given({"cpu": self.cpu, "memory": self.memory, "pids": self.pids, "gpu": self.gpu}),
         }  # fmt: skip
@@ -365,8 +366,6 @@ class Pod:
         checkpoint = pod["checkpoint"]
         if checkpoint["enabled"] and not checkpoint["effective"] and not notes:
             notes.append(f"no checkpoints: {checkpoint['reason']}")
-        if self.keep_warm is not None:
-            notes.append("keep_warm is not in the specification of this version: replicas stay until they are scaled down")
         return Deployment(self.name, _urls(pod), result["created"], result["changed"], notes), pod["ready"]
 
     def _put_back(self, before: Optional[Dict[str, Any]], checkpoints: Any) -> None:
