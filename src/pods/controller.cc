@@ -122,9 +122,9 @@ struct Controller::Impl {
         database(settings.database()),
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
-        network("/run/thaw", preferred_instance(database)),
         gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
         front(make_front(settings, gateway, database)),
+        network("/run/thaw", preferred_instance(database)),
         slots(settings, criu, network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
@@ -151,7 +151,6 @@ struct Controller::Impl {
   std::string criu_missing;
   checkpoint::CriuInstall criu;
   nlohmann::json host;
-  network::Network network;
   Fd wake = Fd::event();  // readable: the reconciler has work
   MemoryPressure pressure;
   std::mutex needy_mutex;
@@ -159,6 +158,8 @@ struct Controller::Impl {
   Links links{database};
   gateway::Gateway gateway;
   std::unique_ptr<front::Front> front;
+  // After what a wrong setting makes fail: what it puts on the host stays when the daemon ends.
+  network::Network network;
   lifecycle::Slots slots;
   lifecycle::Turns turns;
   lifecycle::Checkpoints checkpoints;

@@ -158,8 +158,8 @@ def test_program_dies_when_restored(daemon):
 
 
 def test_program_dies_soon_after(daemon):
-    """A program that answers its probe and dies just then: after two of those the pod starts cold instead of dying for ever."""
-    pod, checkpoint = checkpointed(daemon, env={"AT_START": "leave-when-restored"}, checkpoint={"verify": False})
+    """A program that answers its probe and dies soon after: after two of those the pod starts cold instead of dying for ever."""
+    pod, checkpoint = checkpointed(daemon, env={"AT_START": "leave-soon-after"}, checkpoint={"verify": False})
     since = daemon.last_event()
     daemon.scale(pod.name, 1, wait=False)
     event = daemon.wait_event(lambda e: e["type"] == "checkpoint.restore_failed", "the checkpoint is given up", since, pod.name)

@@ -3,7 +3,7 @@
 It answers on PORT (8000) at once and writes one JSON object a line to /ctl/notes, a file of the host, opened anew for each line, so
 that no descriptor of it is in a dump. When /ctl/go appears it does what ON_GO names, words separated by blanks:
     print:TEXT (_ is a blank)  touch:PATH  mkdir:PATH  write:PATH  listen:PORT  notify  worker (sends READY=1 from a process of its own)  busy:MIB (holds so much memory)
-Before that it does what AT_START names: the same, and landlock (opens a ruleset, which CRIU cannot dump), leave-when-restored.
+Before that it does what AT_START names: the same, and landlock (opens a ruleset, which CRIU cannot dump), leave-when-restored, leave-soon-after (1.5 s later).
 """
 
 import ctypes
@@ -51,9 +51,10 @@ def worker():
             signal.pause()
 
 
-def leave_when_restored():
+def leave_when_restored(after=0):
     while not os.path.exists("/run/thaw/restored"):
         time.sleep(0.01)
+    time.sleep(after)
     note("leaving")
     os._exit(3)
 
@@ -92,6 +93,8 @@ def act(words):
             held.append(ruleset)
         elif name == "busy-when-restored":
             threading.Thread(target=busy_when_restored, args=(int(value),), daemon=True).start()
+        elif name == "leave-soon-after":
+            threading.Thread(target=leave_when_restored, args=(1.5,), daemon=True).start()
         elif name == "leave-when-restored":
             threading.Thread(target=leave_when_restored, daemon=True).start()
         else:
