@@ -18,7 +18,9 @@ Fd old_file(std::string pattern, bool unlinked) {
   EXPECT_GE(fd, 0);
   const timespec old[2] = {{1000, 0}, {1000, 0}};
   EXPECT_EQ(::futimens(fd, old), 0);
-  if (unlinked) EXPECT_EQ(::unlink(pattern.c_str()), 0);
+  if (unlinked) {
+    EXPECT_EQ(::unlink(pattern.c_str()), 0);
+  }
   return Fd(fd);
 }
 
