@@ -235,9 +235,9 @@ TEST(Server, ReadsAndFollowsLogs) {
       write_all(log, "2026-01-01T00:00:05Z stdout F five\n");
       write_file_atomic(path, "2026-01-01T00:00:06Z stdout F six\n");
     } else if (text == "six") {
-      server.backend.end_replica();
       Fd log = Fd::open(path, O_WRONLY | O_APPEND);
       write_all(log, "2026-01-01T00:00:07Z stdout F seven\n");
+      server.backend.end_replica();
     }
     return true;
   });  // returns by itself: the replica has ended
