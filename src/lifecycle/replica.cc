@@ -612,7 +612,8 @@ void Replica::serve() {
       trial = Deadline::never();
     }
     if (fds[1].revents) return;
-    if (learn_until_us_ && monotonic_us() >= learn_until_us_) {
+    // Also of one that is stopped before that: a pod of short-lived replicas learns, too.
+    if (learn_until_us_ && (monotonic_us() >= learn_until_us_ || stop_asked())) {
       learn_until_us_ = 0;
       nlohmann::json touched = touched_memory(*slot_);
       if (learn_anything_ || touched.size() > kWorthLearning)
