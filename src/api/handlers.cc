@@ -157,13 +157,10 @@ void create_token(Exchange& exchange) {
   if (!scope)
     throw Error(Code::kInvalid, "read", "scope", "there is no such scope",
                 "give read, deploy or admin");
-  std::string token = exchange.backend().tokens().create(name, *scope);
-  for (const Token& row : exchange.backend().tokens().list()) {
-    if (row.name != name) continue;
-    json answer = to_json(row);
-    answer["token"] = token;
-    return exchange.reply(201, answer);
-  }
+  auto [token, kept] = exchange.backend().tokens().create(name, *scope);
+  json answer = to_json(kept);
+  answer["token"] = token;
+  exchange.reply(201, answer);
 }
 
 void remove_token(Exchange& exchange) {

@@ -35,13 +35,14 @@ std::optional<Scope> parse_scope(std::string_view text) {
   return std::nullopt;
 }
 
-std::string Tokens::create(const std::string& name, Scope scope) {
+std::pair<std::string, Token> Tokens::create(const std::string& name, Scope scope) {
   if (name.empty() || name.size() > 64 ||
       name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") !=
           std::string::npos)
     throw Error(Code::kInvalid, "create token", name, "this is no name for it",
                 "use up to 64 letters, digits, '-', '_' and '.'");
   std::string token = std::string(kPrefix) + random_hex(kDigits);
+  Token kept{name, scope, wall_us()};
   database_.transaction([&] {
     nlohmann::json all = rows(database_);
     for (const auto& row : all)
@@ -51,10 +52,10 @@ std::string Tokens::create(const std::string& name, Scope scope) {
     all.push_back({{"name", name},
                    {"scope", api::name(scope)},
                    {"sha256", sha256_hex(token)},
-                   {"created_us", wall_us()}});
+                   {"created_us", kept.created_us}});
     database_.put_setting(kSetting, all.dump());
   });
-  return token;
+  return {token, kept};
 }
 
 std::vector<Token> Tokens::list() {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "state/database.h"
@@ -26,8 +27,9 @@ struct Token {
 class Tokens {
  public:
   explicit Tokens(state::Database& database) : database_(database) {}
-  // The token itself, which is shown this once. kConflict when the name is taken.
-  std::string create(const std::string& name, Scope scope);
+  // The token itself, which is shown this once, and what is kept of it. kConflict when the name is
+  // taken.
+  std::pair<std::string, Token> create(const std::string& name, Scope scope);
   std::vector<Token> list();
   void remove(const std::string& name);  // kNotFound
   // nullopt: it is nobody's. Takes as long for a wrong one as for a right one.

@@ -178,6 +178,15 @@ std::int64_t duration_us(const std::string& text, const std::string& option) {
   return *value;
 }
 
+std::uint64_t size_bytes(const std::string& text, const std::string& option) {
+  auto value = parse_bytes(text);
+  if (!value) {
+    throw Error(Code::kInvalid, "use " + option, text, "it is no size",
+                "give one such as 64MiB or 20GiB");
+  }
+  return *value;
+}
+
 std::string absolute_path(const std::string& path) {
   return std::filesystem::absolute(path).lexically_normal().string();
 }

@@ -71,6 +71,7 @@ std::string text_of(const nlohmann::json& value,
 std::int64_t number(const std::string& text, const std::string& option, std::int64_t low,
                     std::int64_t high);
 std::int64_t duration_us(const std::string& text, const std::string& option);
+std::uint64_t size_bytes(const std::string& text, const std::string& option);
 std::string absolute_path(const std::string& path);
 
 }  // namespace thaw::cli

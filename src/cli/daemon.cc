@@ -15,7 +15,6 @@
 #include "pods/controller.h"
 #include "util/file.h"
 #include "util/log.h"
-#include "util/units.h"
 #include "util/version.h"
 
 namespace thaw::cli {
@@ -83,18 +82,17 @@ void read_hold_limits(DaemonOptions& options) {
     settings.hold_connections =
         static_cast<int>(number(options.hold_connections, "--hold-connections", 0, 1'000'000));
   if (!options.hold_bytes.empty()) {
-    auto bytes = parse_bytes(options.hold_bytes);
-    if (!bytes || *bytes > (1ull << 50))
-      throw Error(Code::kInvalid, "use --hold-bytes", options.hold_bytes, "it is not a size",
+    std::uint64_t bytes = size_bytes(options.hold_bytes, "--hold-bytes");
+    if (bytes > (1ull << 50))
+      throw Error(Code::kInvalid, "use --hold-bytes", options.hold_bytes, "it is too much",
                   "give one such as 64MiB");
-    settings.hold_bytes = static_cast<std::int64_t>(*bytes);
+    settings.hold_bytes = static_cast<std::int64_t>(bytes);
   }
   if (!options.hold_time.empty()) {
-    auto time = parse_duration_us(options.hold_time);
-    if (!time || *time < 1'000)
-      throw Error(Code::kInvalid, "use --hold-time", options.hold_time, "it is not a duration",
+    settings.hold_time_us = duration_us(options.hold_time, "--hold-time");
+    if (settings.hold_time_us < 1'000)
+      throw Error(Code::kInvalid, "use --hold-time", options.hold_time, "it is below 1ms",
                   "give one such as 2m");
-    settings.hold_time_us = *time;
   }
   if (settings.front_tls_cert.empty() != settings.front_tls_key.empty())
     throw Error(Code::kInvalid, "use --front-tls-cert and --front-tls-key", {},
@@ -114,13 +112,8 @@ int daemon(DaemonOptions& options) {
   options.settings.data_dir = absolute_path(options.settings.data_dir);
   if (!options.slots.empty())
     options.settings.slots = static_cast<int>(number(options.slots, "--slots", 0, 1000));
-  if (!options.quota.empty()) {
-    auto bytes = parse_bytes(options.quota);
-    if (!bytes)
-      throw Error(Code::kInvalid, "use --checkpoint-quota", options.quota, "it is no size",
-                  "give one such as 20GiB");
-    options.settings.checkpoint_quota = *bytes;
-  }
+  if (!options.quota.empty())
+    options.settings.checkpoint_quota = size_bytes(options.quota, "--checkpoint-quota");
   read_hold_limits(options);
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));

@@ -22,8 +22,6 @@
 namespace thaw::front {
 namespace {
 
-constexpr auto kPause = std::chrono::milliseconds(100);
-constexpr int kAcceptsPerEvent = 64;
 constexpr std::int64_t kComplaintEveryUs = 1'000'000;
 
 Error unusable(const char* flag, const std::string& value, const std::string& cause,
@@ -114,32 +112,16 @@ struct Front::Impl {
   }
 
   void accept() {
-    for (int i = 0; i < kAcceptsPerEvent; ++i) {
-      sockaddr_storage address{};
-      socklen_t size = sizeof address;
-      Fd client(::accept4(listener.get(), reinterpret_cast<sockaddr*>(&address), &size,
-                          SOCK_NONBLOCK | SOCK_CLOEXEC));
-      if (client) {
-        open(std::move(client), address);
-        continue;
-      }
-      int cause = errno;
-      if (cause == EMFILE || cause == ENFILE) cause = reserve.shed(listener);
-      if (cause == 0) {
-        complain("a client of the shared port was reset", "no descriptors are left");
-        continue;
-      }
-      if (cause == EAGAIN) break;
-      if (cause == EMFILE || cause == ENFILE || cause == ENOBUFS || cause == ENOMEM) {
-        complain("the shared port can accept nothing", std::strerror(cause));
-        pause.expires_after(kPause);
-        pause.async_wait([this](error_code error) {
-          if (!error) accept_later();
-        });
-        return;
-      }
-    }
-    accept_later();
+    int cause = gateway::accept_waiting(
+        listener, reserve,
+        [this](Fd client, const sockaddr_storage& address) { open(std::move(client), address); },
+        [this] { complain("a client of the shared port was reset", "no descriptors are left"); });
+    if (cause == 0) return accept_later();
+    complain("the shared port can accept nothing", std::strerror(cause));
+    pause.expires_after(std::chrono::microseconds(gateway::kAcceptPauseUs));
+    pause.async_wait([this](error_code error) {
+      if (!error) accept_later();
+    });
   }
 
   void open(Fd client, const sockaddr_storage& address) {

@@ -15,6 +15,7 @@
 #include "front/head.h"
 #include "util/clock.h"
 #include "util/error.h"
+#include "util/finally.h"
 #include "util/log.h"
 
 namespace thaw::front {
@@ -243,10 +244,7 @@ Task<bool> Session::one_request() {
       fmt::format("hold;dur={:.1f};desc=\"{}\"", static_cast<double>(held_us) / 1000, how);
 
   upstream_ = &exchange.reach.upstream();
-  struct Forget {
-    Session& session;
-    ~Forget() { session.upstream_ = nullptr; }
-  } forget{*this};
+  Finally forget([this] { upstream_ = nullptr; });
   bool go_on = co_await forward(exchange);
   co_return go_on;
 }
@@ -280,8 +278,7 @@ Task<bool> Session::forward(Exchange& exchange) {
     error_code ignored;
     upstream_->close(ignored);
     client_->socket().cancel(ignored);
-    while (!work->ended)
-      co_await work->over.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    co_await wait_for(*work);
   }
   if (failure) std::rethrow_exception(failure);
   if (go_on && !complete) {
@@ -291,6 +288,22 @@ Task<bool> Session::forward(Exchange& exchange) {
   co_return go_on;
 }
 
+Task<> Session::wait_for(Upload& work) {
+  error_code ignored;
+  while (!work.ended)
+    co_await work.over.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+}
+
+// More of a request's body. A client that is gone in the middle: the replica must not take what it
+// has for the whole.
+Task<bool> Session::hear_more() {
+  error_code error, ignored;
+  std::size_t got = co_await hear(error);
+  if (got > 0 && !error) co_return true;
+  if (!ended_ && upstream_ && error != asio::error::operation_aborted) upstream_->close(ignored);
+  co_return false;
+}
+
 Task<> Session::upload(std::shared_ptr<Upload> work) {
   RequestParser& request = work->exchange.request;
   bool chunked = request.chunked();
@@ -298,14 +311,8 @@ Task<> Session::upload(std::shared_ptr<Upload> work) {
   while (!request.is_done()) {
     error_code error;
     if (in_.empty()) {
-      std::size_t got = co_await hear(error);
-      if (got == 0 || error) {
-        // The client is gone in the middle: the replica must not take this for the whole.
-        error_code ignored;
-        if (!ended_ && upstream_ && error != asio::error::operation_aborted)
-          upstream_->close(ignored);
-        co_return;
-      }
+      bool more = co_await hear_more();
+      if (!more) co_return;
     }
     within(shared_.options.stall_us);
     auto& body = request.get().body();
@@ -330,14 +337,8 @@ Task<> Session::upload(std::shared_ptr<Upload> work) {
       }
       if (error) co_return;
     } else if (error == http::error::need_more) {
-      error = {};
-      std::size_t got = co_await hear(error);
-      if (got == 0 || error) {
-        error_code ignored;
-        if (!ended_ && upstream_ && error != asio::error::operation_aborted)
-          upstream_->close(ignored);
-        co_return;
-      }
+      bool more = co_await hear_more();
+      if (!more) co_return;
     }
   }
   work->complete = true;
@@ -510,8 +511,7 @@ Task<> Session::tunnel(Exchange& exchange) {
   error_code ignored;
   if (!ended_) co_await client_->end_writing();
   if (error && error != asio::error::eof) client_->socket().cancel(ignored);
-  while (!work->ended)
-    co_await work->over.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  co_await wait_for(*work);
 }
 
 Task<> Session::copy_up(Socket& upstream, std::shared_ptr<Upload>) {

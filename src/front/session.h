@@ -34,6 +34,8 @@ class Session : public std::enable_shared_from_this<Session> {
   Task<bool> one_request();
   Task<bool> forward(Exchange& exchange);
   Task<> upload(std::shared_ptr<Upload> work);
+  Task<> wait_for(Upload& work);
+  Task<bool> hear_more();
   Task<bool> download(Exchange& exchange, Upload& work);
   Task<bool> answer_body(Exchange& exchange);
   Task<> tunnel(Exchange& exchange);

@@ -16,7 +16,6 @@
 namespace thaw::gateway {
 namespace {
 
-constexpr std::uint32_t kEvents = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 constexpr std::int64_t kFirstBackoffUs = 2'000;
 constexpr std::int64_t kLastBackoffUs = 100'000;
 

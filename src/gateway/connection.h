@@ -4,6 +4,7 @@
 #pragma once
 
 #include <netinet/in.h>
+#include <sys/epoll.h>
 
 #include <cstdint>
 #include <exception>
@@ -54,6 +55,7 @@ class Connection : public EventLoop::Handler {
 
  protected:
   enum class Phase { kNew, kHeld, kDialing, kConnected, kRefused, kDone };
+  static constexpr std::uint32_t kEvents = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   static constexpr int kClientTag = 0, kReplicaTag = 1;
 
   template <typename Work>

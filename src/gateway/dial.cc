@@ -16,6 +16,7 @@
 #include <exception>
 
 #include "network/foreign_sources.h"
+#include "network/network.h"
 #include "util/error.h"
 #include "util/log.h"
 
@@ -33,10 +34,9 @@ sockaddr_in endpoint(std::uint32_t address, std::uint16_t port) {
           .sin_zero = {}};
 }
 
-// fd00:77::2
 in6_addr replica_address6() {
   in6_addr address{};
-  address.s6_addr[0] = 0xfd, address.s6_addr[3] = 0x77, address.s6_addr[15] = 2;
+  ::inet_pton(AF_INET6, network::kReplicaAddress6, &address);
   return address;
 }
 

@@ -59,7 +59,7 @@ struct PodTraffic {
 struct Need {
   int now = 0;                     // held and active ones, divided by the pod's concurrency
   int held = 0;                    // the same, of those held only
-  int peak = 0;                    // of `now`, since the last question
+  int peak = 0;                    // the most of it since the last question, `now` included
   std::int64_t idle_since_us = 0;  // monotonic: the last connection's end (0: there was none)
 };
 

@@ -2,17 +2,11 @@
 
 #include <arpa/inet.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-
-#include <cerrno>
 
 #include "network/links.h"
 
 namespace thaw::gateway {
 namespace {
-
-constexpr int kAcceptsPerEvent = 64;
-constexpr std::int64_t kPauseUs = 100'000;
 
 std::string text_of(const in_addr& address) {
   char text[INET_ADDRSTRLEN] = "";
@@ -33,25 +27,12 @@ LinkListener::~LinkListener() {
 }
 
 void LinkListener::on_events(int, std::uint32_t) {
-  for (int i = 0; i < kAcceptsPerEvent; ++i) {
-    sockaddr_storage address{};
-    socklen_t size = sizeof address;
-    Fd client(::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size,
-                        SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (client) {
-      admit(std::move(client), address);
-      continue;
-    }
-    int cause = errno;
-    if (cause == EMFILE || cause == ENFILE) cause = router_.reserve.shed(listener_);
-    if (cause == EAGAIN) return;
-    if (cause == EMFILE || cause == ENFILE || cause == ENOBUFS || cause == ENOMEM) {
-      // What cannot be accepted now would keep the listener readable and the thread spinning.
-      router_.loop.rewatch(listener_.get(), *this, 0, 0);
-      router_.loop.set_timer(*this, router_.loop.now_us() + kPauseUs);
-      return;
-    }
-  }
+  int cause = accept_waiting(
+      listener_, router_.reserve,
+      [this](Fd client, const sockaddr_storage& address) { admit(std::move(client), address); });
+  if (cause == 0) return;
+  router_.loop.rewatch(listener_.get(), *this, 0, 0);
+  router_.loop.set_timer(*this, router_.loop.now_us() + kAcceptPauseUs);
 }
 
 void LinkListener::on_timer() { router_.loop.rewatch(listener_.get(), *this, 0, EPOLLIN); }

@@ -19,6 +19,7 @@ namespace thaw::gateway {
 namespace {
 
 constexpr int kBacklog = 4096;
+constexpr int kAcceptsAtOnce = 64;
 
 bool is_v6(const std::string& address) { return address.find(':') != std::string::npos; }
 bool is_wildcard(const std::string& address) { return address == "0.0.0.0" || address == "::"; }
@@ -117,5 +118,38 @@ int ReserveDescriptor::shed(const Fd& listener) {
 }
 
 void ReserveDescriptor::retake() { fd_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+int accept_waiting(const Fd& listener, ReserveDescriptor& reserve,
+                   const std::function<void(Fd client, const sockaddr_storage& address)>& on_client,
+                   const std::function<void()>& on_shed) {
+  // Taking a client may close the listener.
+  for (int i = 0; i < kAcceptsAtOnce && listener; ++i) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    Fd client(::accept4(listener.get(), reinterpret_cast<sockaddr*>(&address), &size,
+                        SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (client) {
+      on_client(std::move(client), address);
+      continue;
+    }
+    switch (int cause = errno) {
+      case EAGAIN:
+        return 0;
+      case EMFILE:
+      case ENFILE:
+        cause = reserve.shed(listener);
+        if (cause == EAGAIN) return 0;
+        if (cause != 0) return cause;
+        on_shed();
+        break;
+      case ENOBUFS:
+      case ENOMEM:
+        return cause;
+      default:
+        break;  // of that one client (accept(2)): the next may be well
+    }
+  }
+  return 0;
+}
 
 }  // namespace thaw::gateway

@@ -1,7 +1,10 @@
 // Listening TCP sockets, and what to do when no descriptor is left for the next client.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "util/fd.h"
@@ -34,5 +37,15 @@ class ReserveDescriptor {
   void retake();
   Fd fd_;
 };
+
+// Takes the clients that wait at a listener, some at a time: it is level-triggered, and those that
+// are there have their turn. `on_shed` is called for each that was reset because no descriptor was
+// left. 0, or the errno for which the listener must not be watched for kAcceptPauseUs: nothing can
+// be accepted, and it would stay readable and keep the thread spinning.
+int accept_waiting(
+    const Fd& listener, ReserveDescriptor& reserve,
+    const std::function<void(Fd client, const sockaddr_storage& address)>& on_client,
+    const std::function<void()>& on_shed = [] {});
+inline constexpr std::int64_t kAcceptPauseUs = 100'000;
 
 }  // namespace thaw::gateway

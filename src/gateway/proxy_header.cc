@@ -21,22 +21,22 @@ void append(std::string& to, const T& value) {
 std::string proxy_header(const sockaddr_storage& client, const sockaddr_storage& server) {
   std::string header(kSignature), addresses;
   char family = 0;
+  auto put = [&](const auto& from, const auto& to, in_port_t from_port, in_port_t to_port) {
+    append(addresses, from);
+    append(addresses, to);
+    append(addresses, from_port);
+    append(addresses, to_port);
+  };
   if (client.ss_family == AF_INET && server.ss_family == AF_INET) {
     auto& from = reinterpret_cast<const sockaddr_in&>(client);
     auto& to = reinterpret_cast<const sockaddr_in&>(server);
     family = kTcp4;
-    append(addresses, from.sin_addr);
-    append(addresses, to.sin_addr);
-    append(addresses, from.sin_port);
-    append(addresses, to.sin_port);
+    put(from.sin_addr, to.sin_addr, from.sin_port, to.sin_port);
   } else if (client.ss_family == AF_INET6 && server.ss_family == AF_INET6) {
     auto& from = reinterpret_cast<const sockaddr_in6&>(client);
     auto& to = reinterpret_cast<const sockaddr_in6&>(server);
     family = kTcp6;
-    append(addresses, from.sin6_addr);
-    append(addresses, to.sin6_addr);
-    append(addresses, from.sin6_port);
-    append(addresses, to.sin6_port);
+    put(from.sin6_addr, to.sin6_addr, from.sin6_port, to.sin6_port);
   }
   header += family ? kProxied : kLocal;
   header += family;

@@ -355,7 +355,7 @@ Need Router::need(const std::string& name) {
   Need need;
   need.now = pod.need_of(pod.traffic.held + pod.traffic.active);
   need.held = pod.need_of(pod.traffic.held);
-  need.peak = std::exchange(pod.peak, need.now);
+  need.peak = std::max(std::exchange(pod.peak, need.now), need.now);
   need.idle_since_us = pod.idle_since_us;
   pod.announced = 0;
   return need;

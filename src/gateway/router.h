@@ -44,7 +44,6 @@ class Port final : public EventLoop::Handler {
   Hold hold;
 
  private:
-  void pause();
 };
 
 // Whoever waits for a replica to be free of connections; lives on the waiting thread's stack.

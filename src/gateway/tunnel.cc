@@ -14,7 +14,6 @@
 namespace thaw::gateway {
 namespace {
 
-constexpr std::uint32_t kEvents = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 constexpr std::int64_t kLingerUs = 5'000'000;
 // A client that is told why must be heard out: closing with its words unread would reset it, and
 // the reset may overtake the answer.

@@ -9,6 +9,7 @@
 #include "util/error.h"
 #include "util/fault.h"
 #include "util/file.h"
+#include "util/finally.h"
 #include "util/log.h"
 
 namespace thaw::lifecycle {
@@ -239,8 +240,7 @@ void Checkpoints::back_off(const std::string& fingerprint, const std::string& re
   auto row = database_.backoff(fingerprint).value_or(state::Database::BackoffRow{});
   ++row.failures;
   row.reason = reason;
-  row.until_us =
-      wall_us() + std::min(kLongestBackoffUs, kFirstBackoffUs << std::min(row.failures - 1, 20));
+  row.until_us = wall_us() + back_off_us(kFirstBackoffUs, kLongestBackoffUs, row.failures);
   database_.put_backoff(fingerprint, row);
 }
 
@@ -478,15 +478,11 @@ void Checkpoints::finish(Job& job) {
   if (!job.result.is_null()) {
     fault_point("seal.begun");
     if (job.result.value("staged", false)) {
-      struct Collected {
-        Checkpoints& checkpoints;
-        const std::string& id;
-        ~Collected() {
-          std::scoped_lock lock(checkpoints.mutex_);
-          checkpoints.to_collect_.erase(id);
-          checkpoints.changed_.notify_all();
-        }
-      } collected{*this, ticket.id};
+      Finally collected([&] {
+        std::scoped_lock lock(mutex_);
+        to_collect_.erase(ticket.id);
+        changed_.notify_all();
+      });
       job.shim->call({{"op", "collect"}, {"directory", ticket.directory}}, collect_deadline());
     }
     job.shim.reset();

@@ -109,9 +109,15 @@ bool Replica::stop_asked() const {
   return stop_;
 }
 
-int Replica::shim_pid() const {
-  std::scoped_lock lock(mutex_);
-  return slot_ ? slot_->shim_pid : 0;
+// A step that knows its shim and its container.
+void Replica::fault(FaultName name) const {
+  int shim, container;
+  {
+    std::scoped_lock lock(mutex_);
+    shim = slot_ ? slot_->shim_pid : 0;
+    container = static_cast<int>(row_.pid);
+  }
+  fault_point(name, {{"shim", shim}, {"container", container}});
 }
 
 // What a dump would write, about.
@@ -119,11 +125,6 @@ std::uint64_t Replica::memory_bytes() const {
   std::scoped_lock lock(mutex_);
   if (!slot_) return 0;
   return runtime::Cgroup(runtime::CgroupLayout::detect(), slot_->cgroup).memory_bytes();
-}
-
-int Replica::container_pid() const {
-  std::scoped_lock lock(mutex_);
-  return static_cast<int>(row_.pid);
 }
 
 std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
@@ -389,9 +390,9 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       Turns::Turn turn = services_.turns.wait(!ahead);
       if (stop_asked()) return false;
       take_slot();
-      fault_point("restore.slot", {{"shim", shim_pid()}, {"container", container_pid()}});
+      fault("restore.slot");
       move(Event::kRestore, "restoring from checkpoint " + checkpoint.row.id);
-      fault_point("restore.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
+      fault("restore.asked");
       attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id,
                                 ahead ? row_.pod + "-standby" : row_.hostname, log_dir(),
                                 !ahead ? Purpose::kServe
@@ -410,10 +411,10 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
         wake_standby();
       }
       move(Event::kResumed, "the processes run again");
-      fault_point("restore.resumed", {{"shim", shim_pid()}, {"container", container_pid()}});
+      fault("restore.resumed");
       Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
       validate(attempt, *slot_, plan_, log_dir(), cancel.get());
-      fault_point("restore.validated", {{"shim", shim_pid()}, {"container", container_pid()}});
+      fault("restore.validated");
     }
   } catch (const Error& error) {
     attempt.end.error = error.code();
@@ -484,13 +485,13 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
 
 void Replica::start_cold() {
   take_slot();
-  fault_point("cold.slot", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("cold.slot");
   {
     std::scoped_lock lock(mutex_);
     row_.started_from = "cold";
   }
   move(Event::kStartCold, "starting cold");
-  fault_point("cold.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("cold.asked");
   nlohmann::json result = slot_->shim->call(
       {{"op", "start-cold"},
        {"spec", runtime::to_json(container_of(plan_, row_.id, row_.hostname, "cold", {}))},
@@ -502,7 +503,7 @@ void Replica::start_cold() {
     row_.pid = result.at("pid");
   }
   move(Event::kStarted, fmt::format("the container runs as process {}", row_.pid));
-  fault_point("cold.runs", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("cold.runs");
 }
 
 void Replica::warm_up() {
@@ -523,7 +524,7 @@ void Replica::warm_up() {
         "timed-out",
         "its condition did not hold in time, it serves without a checkpoint: " + outcome.last);
   }
-  fault_point("warm.holds", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("warm.holds");
   if (!plan_.checkpoint.enabled || !dump_follows)
     return open_gate(kUncheckpointed, "its condition holds");
   std::string id, failure;
@@ -538,7 +539,7 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
   if (!ticket) return;
   *checkpoint_id = ticket->id;
   move(Event::kDump, "dumping into checkpoint " + ticket->id);
-  fault_point("dump.asked", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("dump.asked");
   bool count = true;
   try {
     Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
@@ -551,7 +552,7 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
                                                {"timeout_us", dump_timeout_us(plan_)},
                                                {"log_level", 2}},
                                               dump_deadline(plan_));
-    fault_point("dump.answered", {{"shim", shim_pid()}, {"container", container_pid()}});
+    fault("dump.answered");
     if (result.value("success", false)) {
       collecting_ = ticket->id;
       services_.checkpoints.dumped(std::move(*ticket), result, slot_->shim);
@@ -591,7 +592,7 @@ void Replica::open_gate(const char* outcome, const std::string& message) {
               {{"replica", row_.id}, {"error", error.what()}});
   }
   move(Event::kOpen, message);
-  fault_point("gate.ready", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("gate.ready");
   services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
 }
 
@@ -676,17 +677,17 @@ void Replica::finish() {
   }
   if (by_wish && alive && at == State::kReady) {
     move(Event::kDrain, why + ": connections finish first");
-    fault_point("stop.draining", {{"shim", shim_pid()}, {"container", container_pid()}});
+    fault("stop.draining");
     services_.gate.drain(row_.id, grace);
   }
   if (by_wish && state() != State::kStopping) move(Event::kStop, why);
-  if (by_wish) fault_point("stop.stopping", {{"shim", shim_pid()}, {"container", container_pid()}});
+  if (by_wish) fault("stop.stopping");
   if (alive && row_.pid) {
     try {
       // A standby is frozen: it has nothing to finish, and could not hear it.
       if (at != State::kStandby)
         slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
-      fault_point("stop.signalled", {{"shim", shim_pid()}, {"container", container_pid()}});
+      fault("stop.signalled");
       if (!by_wish || at == State::kStandby ||
           !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
         slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
@@ -695,7 +696,7 @@ void Replica::finish() {
       // The slot's destruction kills what is left.
     }
   }
-  fault_point("stop.ended", {{"shim", shim_pid()}, {"container", container_pid()}});
+  fault("stop.ended");
   std::unique_ptr<Slot> slot;
   std::int64_t oom_kills = 0;
   std::string memory_failure;

@@ -16,6 +16,7 @@
 #include "lifecycle/table.h"
 #include "lifecycle/turns.h"
 #include "state/database.h"
+#include "util/fault.h"
 
 namespace thaw::lifecycle {
 
@@ -96,8 +97,7 @@ class Replica {
   bool stop_asked() const;
   std::string log_dir() const;
   std::uint64_t memory_bytes() const;
-  int shim_pid() const;       // 0: none
-  int container_pid() const;  // 0: none
+  void fault(FaultName name) const;
 
   Services services_;
   PodPlan plan_;

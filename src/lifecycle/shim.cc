@@ -34,6 +34,7 @@
 #include "util/error.h"
 #include "util/fault.h"
 #include "util/file.h"
+#include "util/finally.h"
 #include "util/memory.h"
 #include "util/process.h"
 
@@ -66,6 +67,11 @@ bool has_ipc_objects() {
     if (std::count(text.begin(), text.end(), '\n') > 1) return true;
   }
   return false;
+}
+
+// A step that knows the daemon and up to two others.
+void fault(FaultName name, Victim one = {}, Victim other = {}) {
+  fault_point(name, {{"daemon", ::getppid()}, one, other});
 }
 
 class Shim {
@@ -330,7 +336,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   layout_ = runtime::CgroupLayout::detect();
   cgroup_.emplace(layout_, request.at("cgroup").get<std::string>());
   cgroup_->create();
-  fault_point("shim.prepare.cgroup", {{"daemon", ::getppid()}});
+  fault("shim.prepare.cgroup");
   keeper_ = Keeper::start(cgroup_->procs_files().front(), cgroup_->thawing());
 
   Fd writer;
@@ -368,7 +374,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   watch(notify_.get(), [this] { read_notifications(); });
 
   listen();
-  fault_point("shim.prepare.listens", {{"daemon", ::getppid()}});
+  fault("shim.prepare.listens");
   if (request.at("swrk")) {
     ProcessOptions options;
     options.join_cgroups = cgroup_->procs_files();
@@ -376,7 +382,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
                            {stdout_child_.get(), kSwrkStdout},
                            {stderr_child_.get(), kSwrkStderr}};
     swrk_.emplace(checkpoint::Swrk::start(criu_, options));
-    fault_point("shim.prepare.criu", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
+    fault("shim.prepare.criu", {"criu", swrk_->pid()});
   }
   begin(Stage::kPreparing, Stage::kPrepared, "prepare slot");
   return {{"pid", ::getpid()}};
@@ -437,7 +443,7 @@ void Shim::lost_daemon() {
 }
 
 void Shim::destroy() {
-  fault_point("shim.destroy.begun", {{"daemon", ::getppid()}});
+  fault("shim.destroy.begun");
   keeper_.dismiss();
   if (swrk_) {
     swrk_->kill();
@@ -445,7 +451,7 @@ void Shim::destroy() {
   }
   if (!cgroup_) return;
   cgroup_->kill_all(Deadline::after_ms(10'000));
-  fault_point("shim.destroy.killed", {{"daemon", ::getppid()}});
+  fault("shim.destroy.killed");
   cgroup_->remove();
 }
 
@@ -504,7 +510,7 @@ json Shim::start_cold(const json& request) {
   check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
         spec_.hostname);
   runtime::prepare_rootfs(spec_, paths_);
-  fault_point("shim.cold.rootfs", {{"daemon", ::getppid()}});
+  fault("shim.cold.rootfs");
   std::vector<runtime::Bind> mounts = binds();
   write_file(paths_.bundle() + "/config.json",
              runtime::oci_config(spec_, paths_, mounts, cgroup_->path()).dump());
@@ -541,21 +547,21 @@ json Shim::start_cold(const json& request) {
   stdio.descriptors = {{stdin_.get(), 0}, {stdout_child_.get(), 1}, {stderr_child_.get(), 2}};
   Process create = Process::spawn(
       with({"create", "--bundle", paths_.bundle(), "--pid-file", pid_file, name}), stdio);
-  fault_point("shim.cold.create", {{"daemon", ::getppid()}, {"runc", create.pid()}});
+  fault("shim.cold.create", {"runc", create.pid()});
   auto created = create.wait(Deadline::after_ms(60'000));
   if (!created || !created->ok())
     throw runtime_error("create", created ? created->text() : "it did not answer within 60 s");
   Process init = Process::adopt(std::stoi(read_file(pid_file)));
-  fault_point("shim.cold.created", {{"daemon", ::getppid()}, {"container", init.pid()}});
+  fault("shim.cold.created", {"container", init.pid()});
   phases.add("runtime create", at);
 
   at = monotonic_us();
   runtime::mask_paths(init.pid(), paths_);
-  fault_point("shim.cold.masked", {{"daemon", ::getppid()}, {"container", init.pid()}});
+  fault("shim.cold.masked", {"container", init.pid()});
   RunResult started = thaw::run(with({"start", name}), Deadline::after_ms(60'000));
   if (!started.ok()) throw runtime_error("start", started.why());
   phases.add("runtime start", at);
-  fault_point("shim.cold.started", {{"daemon", ::getppid()}, {"container", init.pid()}});
+  fault("shim.cold.started", {"container", init.pid()});
   int pid = init.pid();
   took_init(std::move(init));
   return {{"pid", pid}, {"phases", phases.list()}};
@@ -581,7 +587,7 @@ json Shim::restore(const json& request) {
     if (exists(directory + "/" + name)) store::copy_tree(directory + "/" + name, to);
   runtime::prepare_rootfs(spec_, paths_);
   write_file(paths_.thaw() + "/restored", "");
-  fault_point("shim.restore.mounts", {{"daemon", ::getppid()}, {"criu", swrk_ ? swrk_->pid() : 0}});
+  fault("shim.restore.mounts", {"criu", swrk_ ? swrk_->pid() : 0});
   phases.add("mounts", at);
 
   if (!swrk_ || !swrk_->running()) {
@@ -624,7 +630,7 @@ json Shim::restore(const json& request) {
   constexpr int numbers[] = {kSwrkStdin, kSwrkStdout, kSwrkStderr};
   for (std::size_t i = 0; i < 3; ++i)
     criu.inherit.emplace_back(request.at("pipes").at(i), numbers[i]);
-  fault_point("shim.restore.asked", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
+  fault("shim.restore.asked", {"criu", swrk_->pid()});
   int destroyed = 0;
   std::int64_t sockets_us = 0;
   bool reach_outside = request.at("link") && !spec_.cut_off;
@@ -636,12 +642,12 @@ json Shim::restore(const json& request) {
         // The link is still closed: nothing has reached the outside, and nothing of the original's
         // connections will. Nothing runs yet either: a program that reconnects at once finds the
         // link open.
-        fault_point("shim.restore.resuming", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
+        fault("shim.restore.resuming", {"criu", swrk_->pid()});
         std::int64_t start = monotonic_us();
         runtime::freshen_heartbeats(cgroup_->pids());
         destroyed = network::destroy_outside_sockets();
         if (reach_outside) network::set_link_open(route_socket_, link_, true);
-        fault_point("shim.restore.open", {{"daemon", ::getppid()}, {"criu", swrk_->pid()}});
+        fault("shim.restore.open", {"criu", swrk_->pid()});
         sockets_us = monotonic_us() - start;
       },
       deadline);
@@ -655,7 +661,7 @@ json Shim::restore(const json& request) {
             {"log_tail", outcome.log_tail},
             {"phases", phases.list()}};
 
-  fault_point("shim.restore.done", {{"daemon", ::getppid()}, {"container", outcome.pid}});
+  fault("shim.restore.done", {"container", outcome.pid});
   stopped_ = criu.leave_stopped;
   resting_since_us_ = monotonic_us();
   took_init(Process::adopt(outcome.pid));
@@ -710,14 +716,11 @@ json Shim::dump(const json& request) {
       throw Error(Code::kConflict, "dump container", paths_.dir, "it is being dumped already");
     dumping_ = true;
   }
-  struct Over {
-    Shim& shim;
-    ~Over() {
-      std::scoped_lock lock(shim.mutex_);
-      shim.dumping_ = false;
-      shim.dump_over_.notify_all();
-    }
-  } over{*this};
+  Finally over([this] {
+    std::scoped_lock lock(mutex_);
+    dumping_ = false;
+    dump_over_.notify_all();
+  });
   std::int64_t begin_us = monotonic_us();
   Deadline deadline = Deadline::after_us(request.at("timeout_us").get<std::int64_t>());
   std::string directory = request.at("directory");
@@ -736,7 +739,7 @@ json Shim::dump(const json& request) {
     store::copy_tree(spec_.lowers[i], directory + "/" + name);
     layers.push_back(name);
   }
-  fault_point("shim.dump.begun", {{"daemon", ::getppid()}, {"container", init_pid_}});
+  fault("shim.dump.begun", {"container", init_pid_});
   std::string images_path = stage() ? paths_.stage() : directory + "/images";
   Fd images = Fd::open(images_path, O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
@@ -758,15 +761,13 @@ json Shim::dump(const json& request) {
   where.new_ipc_namespace = has_ipc_objects();
   checkpoint::Swrk swrk = checkpoint::Swrk::start(criu_, where);
   int dumper = swrk.pid();
-  fault_point("shim.dump.criu",
-              {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
+  fault("shim.dump.criu", {"criu", dumper}, {"container", init_pid_});
   std::int64_t capture_us = 0;
   checkpoint::CriuOutcome outcome = swrk.dump(
       criu,
       [&](const std::string& stage) {
         if (stage != "post-dump") return;
-        fault_point("shim.dump.frozen",
-                    {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
+        fault("shim.dump.frozen", {"criu", dumper}, {"container", init_pid_});
         std::int64_t at = monotonic_us();
         store::TreeSize upper = store::copy_tree(paths_.upper(), directory + "/fs.0");
         store::add_linked_names(upper.linked, paths_.rootfs(), spec_.lowers, directory + "/fs.0");
@@ -775,8 +776,7 @@ json Shim::dump(const json& request) {
         store::copy_tree(paths_.thaw(), directory + "/thaw");
         runtime::freshen_heartbeats(cgroup_->pids());
         capture_us = monotonic_us() - at;
-        fault_point("shim.dump.captured",
-                    {{"daemon", ::getppid()}, {"criu", dumper}, {"container", init_pid_}});
+        fault("shim.dump.captured", {"criu", dumper}, {"container", init_pid_});
       },
       deadline);
   if (!outcome.success) {
@@ -790,7 +790,7 @@ json Shim::dump(const json& request) {
             {"reason", outcome.reason},
             {"log_tail", outcome.log_tail}};
   }
-  fault_point("shim.dump.done", {{"daemon", ::getppid()}, {"container", init_pid_}});
+  fault("shim.dump.done", {"container", init_pid_});
   // What every slot makes for itself is not the checkpoint's.
   for (const char* name : {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin",
                            "stdout", "stderr", "ptmx", "pts", "shm"})
@@ -838,10 +838,7 @@ void Shim::unstage() {
 json Shim::collect(const json& request) {
   if (!staged_)
     throw Error(Code::kUnavailable, "collect the dump of", paths_.dir, "there is none any more");
-  struct Unstage {
-    Shim& shim;
-    ~Unstage() { shim.unstage(); }
-  } unstage{*this};
+  Finally done([this] { unstage(); });
   store::copy_tree(paths_.stage(), request.at("directory").get<std::string>() + "/images");
   return json::object();
 }

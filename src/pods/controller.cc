@@ -338,16 +338,14 @@ struct Controller::Impl {
       int before = pod.demand;
       bool checked = pod.demand && now >= pod.demand_check_us;
       std::int64_t idle_until = need.idle_since_us + pod.spec.keep_warm_us;
-      if (need.now > pod.demand || need.peak > pod.demand)
-        pod.demand = std::max(need.now, need.peak);
-      else if (checked && need.now == 0 && now >= idle_until)
-        pod.demand = 0;
+      if (need.peak > pod.demand)
+        pod.demand = need.peak;
       else if (checked)
-        pod.demand = std::max(need.peak, 1);
+        pod.demand = need.now == 0 && now >= idle_until ? 0 : std::max(need.peak, 1);
       if (pod.demand > before) pod.requested_us = now;
       if (pod.demand > 1)
         pod.demand_check_us = now + pod.spec.scale_down_delay_us;
-      else if (need.now || need.peak)
+      else if (need.peak)
         pod.demand_check_us = now + pod.spec.keep_warm_us;
       else
         pod.demand_check_us = std::max(idle_until, now);
@@ -379,15 +377,13 @@ struct Controller::Impl {
       if (pod != pods.end() && row.state == "failed" && at->second->resting()) {
         Pod& owner = pod->second;
         owner.standby_pause_us =
-            monotonic_us() +
-            std::min(kLongestPauseUs, kFirstPauseUs << std::min(owner.standby_failures++, 20));
+            monotonic_us() + back_off_us(kFirstPauseUs, kLongestPauseUs, ++owner.standby_failures);
       } else if (pod != pods.end() && row.state == "failed") {
         Pod& owner = pod->second;
         bool settled = row.ready_us && row.ended_us - row.ready_us > kSettledUs;
         owner.failures = settled ? 1 : owner.failures + 1;
         owner.pause_until_us =
-            monotonic_us() +
-            std::min(kLongestPauseUs, kFirstPauseUs << std::min(owner.failures - 1, 20));
+            monotonic_us() + back_off_us(kFirstPauseUs, kLongestPauseUs, owner.failures);
         owner.last_failure = row.reason;
         owner.last_failure_us = monotonic_us();
       }
@@ -456,7 +452,9 @@ struct Controller::Impl {
       why = "memory is short";
     }
     for (; standbys.size() > wanted; standbys.pop_back()) standbys.back()->stop(why);
-    if (standbys.size() >= wanted || !has_checkpoint(pod)) return;
+    if (standbys.size() >= wanted || !pod.plan->checkpoint.enabled ||
+        newest_checkpoint(pod).empty())
+      return;
     if (std::int64_t now = monotonic_us(); pod.standby_pause_us > now) {
       next_us = std::min(next_us, pod.standby_pause_us);
       return;
@@ -470,11 +468,11 @@ struct Controller::Impl {
                              services(), *pod.plan, id, requested_us, [this] { poke(); }, standby));
   }
 
-  bool has_checkpoint(const Pod& pod) {
-    if (!pod.plan || !pod.plan->checkpoint.enabled) return false;
+  // The one that the next replica would start from; "" when there is none.
+  std::string newest_checkpoint(const Pod& pod) {
     for (const auto& row : database.checkpoints({}, pod.plan->fingerprint))
-      if (row.status == "available") return true;
-    return false;
+      if (row.status == "available") return row.id;
+    return {};
   }
 
   // Replicas of a pod that have not ended, standbys too.
@@ -507,11 +505,7 @@ struct Controller::Impl {
         view.dump_pause_until_us = pause->until_us;
         view.dump_failure = pause->reason;
       }
-      for (const auto& row : database.checkpoints({}, pod.plan->fingerprint))
-        if (row.status == "available") {
-          view.checkpoint = row.id;
-          break;
-        }
+      view.checkpoint = newest_checkpoint(pod);
     } else {
       view.checkpoint_reason = pod.broken;
     }
@@ -935,40 +929,8 @@ void Controller::remove_image(const std::string& text) {
 }
 
 std::string Controller::metrics() {
-  std::string text = impl_->metrics.text();
-  auto gauge = [&](const char* name, const char* help) {
-    text += fmt::format("# HELP {} {}\n# TYPE {} gauge\n", name, help, name);
-  };
-  std::vector<PodView> all = pods();
-  gauge("thaw_connections_held", "Clients that wait for a replica");
-  for (auto& pod : all) text += metric("thaw_connections_held", {{"pod", pod.row.name}}, pod.held);
-  gauge("thaw_connections_active", "Clients that are connected to a replica");
-  for (auto& pod : all)
-    text += metric("thaw_connections_active", {{"pod", pod.row.name}}, pod.active);
-  gauge("thaw_pod_desired", "Replicas that are wanted");
-  for (auto& pod : all)
-    text +=
-        metric("thaw_pod_desired", {{"pod", pod.row.name}}, pod.row.stopped ? 0 : pod.row.desired);
-  gauge("thaw_dump_failures", "Dumps of the present version that failed in a row");
-  for (auto& pod : all)
-    text += metric("thaw_dump_failures", {{"pod", pod.row.name}}, pod.dump_failures);
-  std::map<std::pair<std::string, std::string>, std::int64_t> states, statuses;
-  for (const auto& row : impl_->database.replicas())
-    if (row.ended_us == 0) ++states[{row.pod, row.state}];
-  gauge("thaw_replicas", "Replicas by their state");
-  for (auto& [key, count] : states)
-    text += metric("thaw_replicas", {{"pod", key.first}, {"state", key.second}}, count);
-  for (const auto& row : checkpoints()) ++statuses[{row.pod, row.status}];
-  gauge("thaw_checkpoints", "Checkpoints by their status");
-  for (auto& [key, count] : statuses)
-    text += metric("thaw_checkpoints", {{"pod", key.first}, {"status", key.second}}, count);
-  lifecycle::StoreSize size = impl_->checkpoints.store_size();
-  gauge("thaw_store_bytes", "Bytes of the checkpoints on disk");
-  text += metric("thaw_store_bytes", {}, static_cast<std::int64_t>(size.used));
-  gauge("thaw_store_quota_bytes", "Bytes that checkpoints may take; 0 is no limit");
-  text += metric("thaw_store_quota_bytes", {}, static_cast<std::int64_t>(size.quota));
-  gauge("thaw_store_free_bytes", "Bytes free on their file system");
-  return text + metric("thaw_store_free_bytes", {}, static_cast<std::int64_t>(size.free));
+  return impl_->metrics.text() +
+         gauges(pods(), impl_->database.replicas(), checkpoints(), impl_->checkpoints.store_size());
 }
 
 std::vector<CheckResult> Controller::doctor() { return run_doctor(impl_->settings); }

@@ -30,13 +30,14 @@ std::string labelled(std::string_view name,
   return text + "}";
 }
 
-}  // namespace
-
+// A sample line: `name{key="value",…} number`.
 std::string metric(std::string_view name,
                    std::initializer_list<std::pair<std::string_view, std::string>> labels,
                    std::int64_t value) {
   return fmt::format("{} {}\n", labelled(name, labels), value);
 }
+
+}  // namespace
 
 void Metrics::Histogram::add(double seconds) {
   for (std::size_t i = 0; i < kBounds.size(); ++i)
@@ -150,6 +151,45 @@ std::string Metrics::text() {
   };
   histograms("thaw_phase_seconds", "Phases of a start, and their parts", phases_);
   histograms("thaw_start_seconds", "From the request to the open gate", starts_);
+  return text;
+}
+
+std::string gauges(const std::vector<PodView>& pods, const std::vector<state::ReplicaRow>& replicas,
+                   const std::vector<state::CheckpointRow>& checkpoints,
+                   const lifecycle::StoreSize& store) {
+  std::string text;
+  auto family = [&](const char* name, const char* help) {
+    text += fmt::format("# HELP {} {}\n# TYPE {} gauge\n", name, help, name);
+  };
+  auto of_pods = [&](const char* name, const char* help, auto value) {
+    family(name, help);
+    for (const PodView& pod : pods) text += metric(name, {{"pod", pod.row.name}}, value(pod));
+  };
+  of_pods("thaw_connections_held", "Clients that wait for a replica",
+          [](const PodView& pod) { return pod.held; });
+  of_pods("thaw_connections_active", "Clients that are connected to a replica",
+          [](const PodView& pod) { return pod.active; });
+  of_pods("thaw_pod_desired", "Replicas that are wanted",
+          [](const PodView& pod) { return pod.desired; });
+  of_pods("thaw_dump_failures", "Dumps of the present version that failed in a row",
+          [](const PodView& pod) { return pod.dump_failures; });
+  std::map<std::pair<std::string, std::string>, std::int64_t> states, statuses;
+  for (const auto& row : replicas)
+    if (row.ended_us == 0) ++states[{row.pod, row.state}];
+  family("thaw_replicas", "Replicas by their state");
+  for (auto& [key, count] : states)
+    text += metric("thaw_replicas", {{"pod", key.first}, {"state", key.second}}, count);
+  for (const auto& row : checkpoints) ++statuses[{row.pod, row.status}];
+  family("thaw_checkpoints", "Checkpoints by their status");
+  for (auto& [key, count] : statuses)
+    text += metric("thaw_checkpoints", {{"pod", key.first}, {"status", key.second}}, count);
+  auto of_store = [&](const char* name, const char* help, std::uint64_t bytes) {
+    family(name, help);
+    text += metric(name, {}, static_cast<std::int64_t>(bytes));
+  };
+  of_store("thaw_store_bytes", "Bytes of the checkpoints on disk", store.used);
+  of_store("thaw_store_quota_bytes", "Bytes that checkpoints may take; 0 is no limit", store.quota);
+  of_store("thaw_store_free_bytes", "Bytes free on their file system", store.free);
   return text;
 }
 

@@ -8,7 +8,10 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
+#include "lifecycle/checkpoints.h"
+#include "pods/controller.h"
 #include "state/database.h"
 
 namespace thaw::pods {
@@ -49,9 +52,9 @@ class Metrics {
   std::thread thread_;
 };
 
-// A sample line: `name{key="value",…} number`.
-std::string metric(std::string_view name,
-                   std::initializer_list<std::pair<std::string_view, std::string>> labels,
-                   std::int64_t value);
+// What is now, in the same format.
+std::string gauges(const std::vector<PodView>& pods, const std::vector<state::ReplicaRow>& replicas,
+                   const std::vector<state::CheckpointRow>& checkpoints,
+                   const lifecycle::StoreSize& store);
 
 }  // namespace thaw::pods

@@ -185,40 +185,29 @@ const std::vector<Field<Resources>>& resource_fields() {
   return fields;
 }
 
+const std::vector<Field<PodSpec>>& replica_fields() {
+  static const std::vector<Field<PodSpec>> fields = {
+      field("min", &PodSpec::min_replicas, Integer<int>{0, kMaxReplicas},
+            "Replicas that always run; with 0 the first request starts one. 1 when absent."),
+      field("max", &PodSpec::max_replicas, Integer<int>{1, kMaxReplicas},
+            "Replicas at most. The larger of min and 1 when absent."),
+      field("standby", &PodSpec::standby, Integer<int>{0, kMaxReplicas},
+            "Replicas restored ahead of time and frozen, beside those that run."),
+      field("standby_warm", &PodSpec::standby_warm, Flag{},
+            "A standby answers its probe before it is frozen; false: it waits before its first "
+            "instruction."),
+      field("concurrency", &PodSpec::concurrency, Integer<int>{1, 100'000},
+            "Connections for each replica before another one is started."),
+      field("keep_warm", &PodSpec::keep_warm_us, Duration{0, kDay},
+            "Time without traffic after which replicas beyond min go."),
+      field("scale_down_delay", &PodSpec::scale_down_delay_us, Duration{0, kDay},
+            "Time with less traffic after which the replicas it does not need go."),
+  };
+  return fields;
+}
+
 // {min: 0, max: 4}, or a plain number for both.
-struct Replicas {
-  struct Range {
-    std::optional<int> min, max;
-    int standby = PodSpec{}.standby;
-    bool standby_warm = PodSpec{}.standby_warm;
-    int concurrency = PodSpec{}.concurrency;
-    std::int64_t keep_warm_us = PodSpec{}.keep_warm_us;
-    std::int64_t scale_down_delay_us = PodSpec{}.scale_down_delay_us;
-  };
-  struct Bound : Integer<int> {
-    std::optional<int> read(const Place& at) const { return Integer<int>::read(at); }
-    json write(const std::optional<int>& value) const { return value ? json(*value) : json(); }
-  };
-  static const std::vector<Field<Range>>& fields() {
-    static const std::vector<Field<Range>> table = {
-        field("min", &Range::min, Bound{{0, kMaxReplicas}},
-              "Replicas that always run; with 0 the first request starts one. 1 when absent."),
-        field("max", &Range::max, Bound{{1, kMaxReplicas}},
-              "Replicas at most. The larger of min and 1 when absent."),
-        field("standby", &Range::standby, Integer<int>{0, kMaxReplicas},
-              "Replicas restored ahead of time and frozen, beside those that run."),
-        field("standby_warm", &Range::standby_warm, Flag{},
-              "A standby answers its probe before it is frozen; false: it waits before its first "
-              "instruction."),
-        field("concurrency", &Range::concurrency, Integer<int>{1, 100'000},
-              "Connections for each replica before another one is started."),
-        field("keep_warm", &Range::keep_warm_us, Duration{0, kDay},
-              "Time without traffic after which replicas beyond min go."),
-        field("scale_down_delay", &Range::scale_down_delay_us, Duration{0, kDay},
-              "Time with less traffic after which the replicas it does not need go."),
-    };
-    return table;
-  }
+struct Replicas : Object<PodSpec> {
   void read(const Place& at, PodSpec& spec) const {
     if (at.node.kind == Node::Kind::kText) {
       spec.min_replicas = spec.max_replicas = Integer<int>{0, kMaxReplicas}.read(at);
@@ -227,23 +216,13 @@ struct Replicas {
                   "write {min: 0, max: 1} to start one at the first request");
       return;
     }
-    Range range = Object<Range>{fields}.read(at);
-    spec.min_replicas = range.min.value_or(1);
-    spec.max_replicas = range.max.value_or(std::max(spec.min_replicas, 1));
-    spec.standby = range.standby;
-    spec.standby_warm = range.standby_warm;
-    spec.concurrency = range.concurrency;
-    spec.keep_warm_us = range.keep_warm_us;
-    spec.scale_down_delay_us = range.scale_down_delay_us;
-  }
-  json write(const PodSpec& spec) const {
-    Range range{spec.min_replicas,       spec.max_replicas, spec.standby,
-                spec.standby_warm,       spec.concurrency,  spec.keep_warm_us,
-                spec.scale_down_delay_us};
-    return Object<Range>{fields}.write(range);
+    read_into(at, spec);
+    if (!at.node.find("max")) spec.max_replicas = std::max(spec.min_replicas, 1);
   }
   json schema() const {
-    return {{"anyOf", {Integer<int>{1, kMaxReplicas}.schema(), Object<Range>{fields}.schema()}}};
+    json object = Object::schema();
+    for (const char* key : {"min", "max"}) object["properties"][key].erase("default");
+    return {{"anyOf", {Integer<int>{1, kMaxReplicas}.schema(), object}}};
   }
 };
 
@@ -349,7 +328,7 @@ const std::vector<Field<PodSpec>>& pod_fields() {
         field("resources", &PodSpec::resources, Object<Resources>{resource_fields},
               "Limits of each replica."),
     };
-    Replicas replicas;
+    Replicas replicas{{replica_fields}};
     table.push_back({"replicas", "How many run.", false,
                      [=](const Place& at, PodSpec& spec) { replicas.read(at, spec); },
                      [=](const PodSpec& spec) { return replicas.write(spec); },

@@ -36,4 +36,8 @@ int Deadline::poll_ms() const {
   return static_cast<int>(std::min<std::int64_t>((left_us() + 999) / 1000, 1'000'000'000));
 }
 
+std::int64_t back_off_us(std::int64_t first_us, std::int64_t longest_us, std::int64_t failures) {
+  return std::min(longest_us, first_us << std::clamp<std::int64_t>(failures - 1, 0, 20));
+}
+
 }  // namespace thaw

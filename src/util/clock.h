@@ -33,4 +33,8 @@ class Deadline {
   std::int64_t at_us_;
 };
 
+// The pause after so many failures in a row (from 1): `first_us`, twice as long each time, at most
+// `longest_us`.
+std::int64_t back_off_us(std::int64_t first_us, std::int64_t longest_us, std::int64_t failures);
+
 }  // namespace thaw

@@ -97,7 +97,7 @@ class FaultName {
 
 struct Victim {
   std::string_view name;
-  int pid;
+  int pid = 0;
 };
 
 // From any thread. `victims`: who else can be ended here.
