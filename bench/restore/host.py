@@ -75,6 +75,11 @@ class NetworkNamespace:
             os.close(home)
         return cls(made)
 
+    @classmethod
+    def of(cls, pid):
+        """The one that a process lives in."""
+        return cls(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
     @property
     def path(self):
         return f"/proc/{os.getpid()}/fd/{self.fd}"
@@ -267,6 +272,12 @@ def warm_memory(mib):
     os.waitpid(child, 0)
 
 
+def used_mib():
+    """Memory that programs and the kernel use; the page cache is not counted."""
+    total, available = (int(_first("/proc/meminfo", name).split()[0]) for name in ("MemTotal", "MemAvailable"))
+    return (total - available) / 1024
+
+
 def _first(path, prefix):
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -297,7 +308,6 @@ def describe(thaw):
         "cgroups": "v1" if v1 else "v2",
         "transparent_hugepage": huge_pages,
         "load_before": round(os.getloadavg()[0], 2),
-        "page_cache": "warm",
         "versions": {
             "thaw": _version([thaw, "version"]) if thaw else None,
             "criu": _version([*criu_command(), "--version"]),

@@ -37,7 +37,7 @@ class Daemon:
         path = str(self.data / "thaw.sock")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [str(binary), "daemon", "--data-dir", str(self.data), "--listen", f"unix:{path}", *arguments],
+                [str(binary), "daemon", "--data-dir", str(self.data), "--listen", f"unix:{path}", "--stop-replicas-on-exit", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,  # Ctrl-C is for this program
             )  # fmt: skip
         self.api = _UnixConnection(path, READY_SECONDS + 30)

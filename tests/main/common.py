@@ -265,6 +265,12 @@ def shim_of(daemon, replica):
     return shim
 
 
+def process_state(pid):
+    """The letter of /proc/PID/stat: T is stopped, Z is dead and not reaped. "" when it is gone."""
+    fields = thawtest._read(f"/proc/{pid}/stat").decode().rpartition(")")[2].split()
+    return fields[0] if fields else ""
+
+
 def children(pid):
     found = []
     for file in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):

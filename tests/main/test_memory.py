@@ -6,7 +6,7 @@ import signal
 import time
 
 import thawtest
-from common import Pod
+from common import Pod, process_state, shim_of
 from thawtest import check, equal, wait_for
 
 KILLS = 100
@@ -29,10 +29,6 @@ def all_pages(daemon, row):
     equal(daemon.http(row["id"], "/all", timeout=120), "ok\n", "answer to /all")
 
 
-def shim_of(row):
-    return int(thawtest._read(f"/proc/{row['pid']}/status").decode().split("PPid:\t")[1].split()[0])
-
-
 def test_a_shim_dies(daemon):
     """SIGKILL of the shim, whose page service is in the middle of answering faults, at random moments: the replica ends, is reported
     and replaced; no page reads as anything but what it was, and nothing hangs."""
@@ -53,12 +49,12 @@ def test_a_shim_dies(daemon):
             restored += row["started_from"] != "cold"
             # Most of the memory is asked for in the first moments.
             time.sleep(choice.random() ** 2 * 0.2)
-            os.kill(shim_of(row), signal.SIGKILL)
+            os.kill(shim_of(daemon, row), signal.SIGKILL)
             killed = time.monotonic()
             ended = next_event(events, asked, ("replica.failed", "replica.preparing"), row["id"])
             check(time.monotonic() - killed < 10, f"turn {turn}: it took {time.monotonic() - killed:.1f} s until the replica's end was seen")
             check(ended["message"], f"turn {turn}: the event does not say why it ended: {ended}")
-            wait_for(lambda pid=row["pid"]: gone(pid), f"turn {turn}: process {row['pid']} is gone")
+            wait_for(lambda pid=row["pid"]: process_state(pid) in ("", "Z"), f"turn {turn}: process {row['pid']} is gone")
             daemon.scale(pod.name, 0)
             no_wrong_byte(pod)
     check(restored >= KILLS - 3, f"only {restored} of {KILLS} were restored")
@@ -78,13 +74,6 @@ def next_event(events, after, types, replica=None):
         check(event is not None, f"no event of {types} within 30 s")
         if event["id"] > after and event["type"] in types and replica in (None, event["replica"]):
             return event
-
-
-def gone(pid):
-    try:
-        return thawtest._read(f"/proc/{pid}/stat").decode().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, AttributeError, IndexError):
-        return True
 
 
 def test_a_lazy_replica_is_dumped_whole(daemon):
