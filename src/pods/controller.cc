@@ -409,6 +409,7 @@ struct Controller::Impl {
     // Those that wait already, before those that are still being restored.
     std::stable_partition(standbys.begin(), standbys.end(),
                           [](Replica* one) { return one->state() == State::kStandby; });
+    if (!standbys.empty() && standbys.front()->state() == State::kStandby) pod.standby_failures = 0;
     std::int64_t missing = wanted - static_cast<std::int64_t>(current.size());
     std::int64_t now = monotonic_us();
     std::int64_t requested = pod.requested_us ? pod.requested_us : now;
