@@ -55,14 +55,23 @@ std::optional<Piece> PageIndex::around(std::uint64_t address, std::uint64_t befo
   return Piece{from, to - from, rest.offset + (from - start)};
 }
 
-std::vector<Piece> PageIndex::inside(std::uint64_t address, std::uint64_t length) const {
-  std::vector<Piece> found;
+std::optional<Piece> PageIndex::next(std::uint64_t address, std::uint64_t end) const {
   auto at = pieces_.upper_bound(address);
   if (at != pieces_.begin()) --at;
-  for (; at != pieces_.end() && at->first < address + length; ++at) {
+  for (; at != pieces_.end() && at->first < end; ++at) {
     std::uint64_t from = std::max(at->first, address),
-                  to = std::min(at->first + at->second.length, address + length);
-    if (from < to) found.push_back({from, to - from, at->second.offset + (from - at->first)});
+                  to = std::min(at->first + at->second.length, end);
+    if (from < to) return Piece{from, to - from, at->second.offset + (from - at->first)};
+  }
+  return std::nullopt;
+}
+
+std::vector<Piece> PageIndex::inside(std::uint64_t address, std::uint64_t length) const {
+  std::vector<Piece> found;
+  std::uint64_t end = address + length;
+  while (auto piece = next(address, end)) {
+    found.push_back(*piece);
+    address = piece->address + piece->length;
   }
   return found;
 }

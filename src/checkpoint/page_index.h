@@ -27,6 +27,8 @@ class PageIndex {
   // nullopt when nothing unread is there.
   std::optional<Piece> around(std::uint64_t address, std::uint64_t before,
                               std::uint64_t after) const;
+  // The first unread piece inside [address, end), clipped.
+  std::optional<Piece> next(std::uint64_t address, std::uint64_t end) const;
   // Unread pieces inside the range, clipped.
   std::vector<Piece> inside(std::uint64_t address, std::uint64_t length) const;
   std::optional<Piece> first() const;

@@ -201,9 +201,8 @@ bool PageService::copy(Space& space, const Piece& piece, std::uint64_t* copied) 
       good = handle_events(space);
       if (!good) break;
       // What the events removed or moved must not be written any more.
-      std::vector<Piece> left = space.unread.inside(piece.address + done, piece.length - done);
-      if (left.empty() || left[0].address != piece.address + done ||
-          left[0].offset != piece.offset + done)
+      auto left = space.unread.next(piece.address + done, piece.address + piece.length);
+      if (!left || left->address != piece.address + done || left->offset != piece.offset + done)
         break;
       continue;
     }
@@ -231,6 +230,21 @@ bool PageService::copy(Space& space, const Piece& piece, std::uint64_t* copied) 
   return good;
 }
 
+// Copies what is unread in a range. False as for copy(). Each piece is looked up when its turn
+// comes: events that were read while the one before was copied may have removed or moved it.
+bool PageService::copy_range(Space& space, std::uint64_t address, std::uint64_t length,
+                             std::uint64_t* copied) {
+  std::uint64_t end = address + length;
+  while (auto piece = space.unread.next(address, end)) {
+    std::uint64_t done = 0;
+    bool good = copy(space, *piece, &done);
+    if (copied) *copied += done;
+    if (!good) return false;
+    address = piece->address + done;
+  }
+  return true;
+}
+
 void PageService::fault(Space& space, std::uint64_t address) {
   address &= ~(kPageSize - 1);
   auto piece = exact_ ? space.unread.around(address, 0, kPageSize)
@@ -256,8 +270,7 @@ void PageService::fault(Space& space, std::uint64_t address) {
   std::uint64_t copied = 0;
   Piece wanted{address, kPageSize, piece->offset + (address - piece->address)};
   if (!copy(space, wanted, &copied)) return;
-  for (const Piece& rest : space.unread.inside(piece->address, piece->length))
-    if (!copy(space, rest, nullptr)) return;
+  copy_range(space, piece->address, piece->length, nullptr);
 }
 
 // Reads the events of one address space. False when it is gone.
@@ -325,15 +338,13 @@ void PageService::copy_ahead() {
     for (auto& [fd, candidate] : spaces_)
       if (candidate->pid == range.pid && candidate->recorded) space = candidate.get();
     if (!space) return;  // its process has not been announced yet
-    for (const Piece& piece : space->unread.inside(range.address, range.length)) {
-      std::uint64_t copied = 0;
-      bool good = copy(*space, piece, &copied);
-      {
-        std::scoped_lock lock(mutex_);
-        stats_.ahead_pages += copied / kPageSize;
-      }
-      if (!good && !space->registered) return;  // tried again in a moment
+    std::uint64_t copied = 0;
+    bool good = copy_range(*space, range.address, range.length, &copied);
+    {
+      std::scoped_lock lock(mutex_);
+      stats_.ahead_pages += copied / kPageSize;
     }
+    if (!good && !space->registered) return;  // tried again in a moment
     ++ahead_;
   }
 }

@@ -77,6 +77,7 @@ class PageService {
   bool handle_events(Space& space);
   void copy_ahead();
   bool copy(Space& space, const Piece& piece, std::uint64_t* copied);
+  bool copy_range(Space& space, std::uint64_t address, std::uint64_t length, std::uint64_t* copied);
   void fault(Space& space, std::uint64_t address);
   PagesFile& pages_file(const std::string& name);
 

@@ -216,6 +216,17 @@ TEST_F(PageServiceTest, GivenUpMemoryIsZeroAndUnmappedMemoryIsForgotten) {
   EXPECT_EQ(read_word(310), word_of(310));
 }
 
+// The first read makes the service copy what lies around it, which is given up at the same time.
+TEST_F(PageServiceTest, MemoryGivenUpWhileItIsCopiedIsZero) {
+  begin();
+  for (std::uint64_t first = 200; first + 24 <= kPages; first += 24) {
+    EXPECT_EQ(read_word(first + 8), word_of(first + 8));
+    ASSERT_EQ(::madvise(memory + first * P, 24 * P, MADV_DONTNEED), 0);
+    for (std::uint64_t page = first; page < first + 24; ++page)
+      ASSERT_EQ(read_word(page), 0u) << page;
+  }
+}
+
 TEST_F(PageServiceTest, MovedMemoryMovesWithItsContents) {
   begin();
   char* target = memory + (kPages + 50) * P;
