@@ -169,11 +169,14 @@ class Daemon:
         """`arguments` are added to the command line, `env` to the environment. `slots` are prepared ahead."""
         self.binary = binary()
         self.arguments, self.slots = [*map(str, arguments), "--slots", str(slots)], slots
-        self.env = {**os.environ, **(env or {})}
         self.data = pathlib.Path(tempfile.mkdtemp(prefix="thaw-test-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self.socket = str(self.data / "thaw.sock")
         self.address = f"unix:{self.socket}"
         self.log = self.data / "daemon.log"
+        # A dump can be held at this step (hold_next); as long as the mark is there, nothing is.
+        self.mark = self.data / "held"
+        self.mark.touch()
+        self.env = {**os.environ, "THAW_FAULT": "shim.dump.criu:hold", "THAW_FAULT_MARK": str(self.mark), **(env or {})}
         self.process = None
         self.slot_names = set()
         self.instances = set()  # of the network, that it has had: it names links, tables and cgroups
@@ -313,6 +316,15 @@ class Daemon:
         """The end of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.strip().splitlines()[-lines:])
+
+    def hold_next(self):
+        """The next dump waits when its CRIU is started and asked for nothing, until let_go(). The file that appears when it has come there."""
+        pathlib.Path(f"{self.mark}.go").unlink(missing_ok=True)
+        self.mark.unlink(missing_ok=True)
+        return self.mark
+
+    def let_go(self):
+        pathlib.Path(f"{self.mark}.go").touch()
 
     # --- asking it ---
 

@@ -285,7 +285,8 @@ def criu_below(shim):
 
 
 class HeldDump:
-    """Makes a replica that is warming up dump, and holds the dump: CRIU is stopped. Leaving the block lets it go on.
+    """Makes a replica that is warming up dump, and holds the dump: CRIU is stopped. Leaving the block lets it go on. The daemon must not
+    have been started with a fault of another kind.
 
     stage "begun": as soon as CRIU is there; "frozen": when the tree is frozen and images are being written."""
 
@@ -297,11 +298,14 @@ class HeldDump:
 
     def __enter__(self):
         thawtest.at_end(self.resume)
-        catch = threading.Thread(target=self._catch)
-        catch.start()
+        mark = self.pod.daemon.hold_next()
         self.pod.go()
-        catch.join()
-        check(self.criu, "CRIU was not seen to dump")
+        wait_for(mark.exists, "CRIU is started for the dump", step=0.005)
+        self.criu = criu_below(self.shim)
+        check(self.criu, "the shim has no CRIU")
+        self.handle = os.pidfd_open(self.criu)
+        self.signal(signal.SIGSTOP)
+        self.pod.daemon.let_go()
         rows = self.pod.daemon.api("GET", f"/v1/checkpoints?pod={self.pod.name}")
         self.checkpoint = next(row["id"] for row in rows if row["status"] == "creating")
         self.directory = self.pod.daemon.data / "checkpoints" / self.checkpoint
@@ -309,14 +313,6 @@ class HeldDump:
             # Let go for a moment at a time, until it has come so far.
             wait_for(self._step, "the dump has written something", step=0)
         return self
-
-    def _catch(self):
-        end = time.monotonic() + 30
-        while not self.criu and time.monotonic() < end:
-            self.criu = criu_below(self.shim)
-        if self.criu:
-            self.handle = os.pidfd_open(self.criu)
-            self.signal(signal.SIGSTOP)
 
     def _step(self):
         # In memory, where only the shim's mount namespace has them, or on disk where memory is short.

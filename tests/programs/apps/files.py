@@ -1,5 +1,6 @@
 """What a program can do to its root file system, done before the dump. `files.py tree` prints all of it, to compare."""
 
+import collections
 import hashlib
 import json
 import mmap
@@ -19,7 +20,7 @@ def entry(path):
     kind = stat.S_IFMT(info.st_mode)
     found = {"mode": oct(info.st_mode), "owner": [info.st_uid, info.st_gid]}
     if kind != stat.S_IFDIR:
-        found |= {"size": info.st_size, "links": info.st_nlink}
+        found |= {"size": info.st_size, "file": (info.st_dev, info.st_ino)}
         found["modified"] = info.st_mtime_ns
     if kind == stat.S_IFREG:
         found["sparse"] = info.st_size > 1 << 20 and info.st_blocks * 512 < info.st_size // 2
@@ -39,6 +40,11 @@ def tree():
             for name in sorted([*folders, *names]):
                 path = os.path.join(folder, name)
                 found[path] = entry(path)
+    # The kernel's own count has names outside the container, too: an image's files may be linked from elsewhere on the host.
+    names = collections.Counter(value["file"] for value in found.values() if "file" in value)
+    for value in found.values():
+        if "file" in value:
+            value["links"] = names[value.pop("file")]
     # Bound by Thaw, and another for each replica.
     for name in ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"):
         found.pop(name, None)
