@@ -44,6 +44,12 @@ Message parse(const std::string& bytes, const std::string& path) {
 
 }  // namespace
 
+void PageIndex::add(const Piece& piece) {
+  remove(piece.address, piece.length);
+  pieces_[piece.address] = {piece.length, piece.offset};
+  bytes_ += piece.length;
+}
+
 std::optional<Piece> PageIndex::around(std::uint64_t address, std::uint64_t before,
                                        std::uint64_t after) const {
   auto next = pieces_.upper_bound(address);
@@ -93,6 +99,7 @@ void PageIndex::remove(std::uint64_t address, std::uint64_t length) {
       continue;
     }
     at = pieces_.erase(at);
+    bytes_ -= std::min(stop, end) - std::max(start, address);
     if (start < address) pieces_[start] = {address - start, offset};
     if (stop > end) {
       pieces_[end] = {stop - end, offset + (end - start)};
@@ -109,12 +116,6 @@ void PageIndex::move(std::uint64_t from, std::uint64_t to, std::uint64_t length)
     piece.address = piece.address - from + to;
     add(piece);
   }
-}
-
-std::uint64_t PageIndex::bytes() const {
-  std::uint64_t sum = 0;
-  for (auto& [address, rest] : pieces_) sum += rest.length;
-  return sum;
 }
 
 ProcessMemory read_process_memory(const std::string& images_dir, int pid) {

@@ -22,7 +22,7 @@ struct Piece {
 // The unread memory of one address space. Copied when the process forks.
 class PageIndex {
  public:
-  void add(const Piece& piece) { pieces_[piece.address] = {piece.length, piece.offset}; }
+  void add(const Piece& piece);  // in place of what was there
   // The part of the piece around `address` that lies in [address - before, address + after);
   // nullopt when nothing unread is there.
   std::optional<Piece> around(std::uint64_t address, std::uint64_t before,
@@ -36,13 +36,14 @@ class PageIndex {
               std::uint64_t length);  // read, or unmapped, or given up by the program
   void move(std::uint64_t from, std::uint64_t to, std::uint64_t length);  // mremap
   bool empty() const { return pieces_.empty(); }
-  std::uint64_t bytes() const;
+  std::uint64_t bytes() const { return bytes_; }
 
  private:
   struct Rest {
     std::uint64_t length, offset;
   };
   std::map<std::uint64_t, Rest> pieces_;  // by address
+  std::uint64_t bytes_ = 0;               // of all pieces
 };
 
 struct ProcessMemory {

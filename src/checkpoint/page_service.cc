@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
-#include <poll.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -20,7 +20,8 @@ namespace {
 
 constexpr std::uint32_t kRestoreFinished = 0x52535446;          // what CRIU sends last
 constexpr std::uint64_t kBefore = 16 << 10, kAfter = 64 << 10;  // read around a fault
-constexpr std::uint64_t kBatch = 2 << 20;  // read at once ahead and while draining
+// Read at once ahead and while draining: a fault waits no longer than that takes.
+constexpr std::uint64_t kBatch = 2 << 20;
 constexpr std::size_t kMostTouched = 1 << 20;
 // Ranges are registered some milliseconds after the descriptor arrives; there is no event for it.
 constexpr int kRegistrationRetryMs = 1;
@@ -31,6 +32,18 @@ constexpr int kBackgroundPauseMs = 10;
 constexpr std::uint64_t kGap = 4 * kPageSize;
 // The last page of a process's address space, above every stack: asking for it changes nothing.
 constexpr std::uint64_t kNeverMapped = 0x7fffffffe000;
+
+void watch(const Fd& epoll, int fd) {
+  epoll_event event{EPOLLIN, {.fd = fd}};
+  check(::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event), "watch descriptor");
+}
+
+void wake(const Fd& uffd, std::uint64_t address) {
+  struct uffdio_range range {
+    address, kPageSize
+  };
+  ::ioctl(uffd.get(), UFFDIO_WAKE, &range);
+}
 
 }  // namespace
 
@@ -68,7 +81,8 @@ struct PageService::Space {
   int pid = 0;  // of the image; a forked child has its parent's
   PageIndex unread;
   PagesFile* pages = nullptr;
-  bool registered = false;
+  std::uint64_t counted = 0;  // its share of the unread bytes
+  bool gone = false;          // its process has ended
   bool recorded = true;  // forked children are not: the record is about the checkpoint's processes
 };
 
@@ -78,6 +92,7 @@ PageService::PageService(std::string images_dir, const std::string& socket_dir,
     : images_dir_(std::move(images_dir)),
       callbacks_(std::move(callbacks)),
       wake_(Fd::event()),
+      epoll_(check(::epoll_create1(EPOLL_CLOEXEC), "make epoll")),
       working_set_(std::move(working_set)),
       exact_(exact),
       background_(background) {
@@ -92,6 +107,8 @@ PageService::PageService(std::string images_dir, const std::string& socket_dir,
   check(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), "bind",
         socket_dir + "/lazy-pages.socket");
   check(::listen(listener_.get(), 1), "listen on", socket_dir + "/lazy-pages.socket");
+  watch(epoll_, wake_.get());
+  watch(epoll_, listener_.get());
   thread_ = std::thread([this] {
     try {
       serve();
@@ -161,88 +178,103 @@ bool PageService::receive_from_criu() {
     throw Error(Code::kUnavailable, "receive from", "criu", "there is no userfaultfd");
   int fd;
   std::memcpy(&fd, CMSG_DATA(part), sizeof fd);
-  auto space = std::make_unique<Space>();
-  space->fd = Fd(fd);
-  space->pid = word;
-  set_nonblocking(space->fd, true);
-  callbacks_.hold(fd);
+  auto fresh = std::make_unique<Space>();
+  fresh->fd = Fd(fd);
+  fresh->pid = word;
+  Space& space = add_space(std::move(fresh));
+  by_pid_[word] = &space;
   ProcessMemory memory = read_process_memory(images_dir_, word);
-  space->unread = std::move(memory.lazy);
+  space.unread = std::move(memory.lazy);
+  count(space);
   // Before the rest: `ps` shows the program from the beginning.
   working_set_.insert(
       working_set_.begin() + static_cast<std::ptrdiff_t>(ahead_),
       {word, memory.arguments_start, memory.arguments_end - memory.arguments_start});
-  space->pages = &pages_file(memory.pages_file);
-  spaces_[fd] = std::move(space);
+  space.pages = &pages_file(memory.pages_file);
   return true;
 }
 
-// Copies one piece. False when the range is not registered (yet) or the process is gone; `copied`
-// counts bytes that are in place.
-bool PageService::copy(Space& space, const Piece& piece, std::uint64_t* copied) {
-  std::uint64_t done = 0;
-  bool good = true;
-  while (done < piece.length) {
+PageService::Space& PageService::add_space(std::unique_ptr<Space> space) {
+  int fd = space->fd.get();
+  set_nonblocking(space->fd, true);
+  callbacks_.hold(fd);
+  watch(epoll_, fd);
+  count(*space);
+  return *(spaces_[fd] = std::move(space));
+}
+
+// The keeper may hold its descriptor, too: closing it alone would leave it watched.
+PageService::Spaces::iterator PageService::drop(Spaces::iterator at) {
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, at->first, nullptr);
+  unread_ -= at->second->counted;
+  if (at->second->recorded) by_pid_.erase(at->second->pid);
+  return spaces_.erase(at);
+}
+
+void PageService::count(Space& space) {
+  unread_ += space.unread.bytes() - space.counted;
+  space.counted = space.unread.bytes();
+}
+
+// Brings what is unread in a range into the process, a step at a time. Each step looks the index up
+// anew, and what it copied leaves the index before anything else happens: events that are read in
+// between may remove or move what was there. `copied` counts bytes up.
+PageService::Copied PageService::copy(Space& space, std::uint64_t address, std::uint64_t length,
+                                      std::uint64_t* copied) {
+  std::uint64_t end = address + length, step = kBatch;
+  bool again = false;
+  Copied result = Copied::kAll;
+  while (auto piece = space.unread.next(address, end)) {
+    address = piece->address;
     struct uffdio_copy request {};
-    request.dst = piece.address + done;
-    request.src = reinterpret_cast<std::uint64_t>(space.pages->data + piece.offset + done);
-    request.len = piece.length - done;
-    int result = ::ioctl(space.fd.get(), UFFDIO_COPY, &request);
-    if (result == 0) {
-      done += piece.length - done;
-      break;
-    }
-    if (errno == EAGAIN && request.copy > 0) {
-      // The rest waits until the events that stand before it were read.
-      done += static_cast<std::uint64_t>(request.copy);
-      continue;
-    }
-    if (errno == EAGAIN) {
-      good = handle_events(space);
-      if (!good) break;
-      // What the events removed or moved must not be written any more.
-      auto left = space.unread.next(piece.address + done, piece.address + piece.length);
-      if (!left || left->address != piece.address + done || left->offset != piece.offset + done)
-        break;
-      continue;
-    }
-    if (errno == EEXIST) {
+    request.dst = address;
+    request.src = reinterpret_cast<std::uint64_t>(space.pages->data + piece->offset);
+    request.len = std::min(piece->length, step);
+    int error = ::ioctl(space.fd.get(), UFFDIO_COPY, &request) == 0 ? 0 : errno;
+    std::uint64_t done = error == 0 ? request.len
+                         : error == EAGAIN && request.copy > 0
+                             ? static_cast<std::uint64_t>(request.copy)
+                             : 0;
+    if (done) {
+      space.unread.remove(address, done);
+      *copied += done;
+      step = std::min(kBatch, 2 * step);
+      again = false;
+    } else if (error == EAGAIN) {
+      // An event stands before it.
+      read_events(space);
+      again = false;
+    } else if (error == EEXIST) {
       // Somebody was quicker (a child's copy, or CRIU's own): the page is there, whoever waits for
       // it may go on.
-      struct uffdio_range range {
-        piece.address + done, kPageSize
-      };
-      ::ioctl(space.fd.get(), UFFDIO_WAKE, &range);
-      done += kPageSize;
-      continue;
-    }
-    if (errno == ENOENT || errno == ESRCH) {
-      good = false;
+      wake(space.fd, address);
+      space.unread.remove(address, kPageSize);
+    } else if (error == ENOENT && request.len > kPageSize) {
+      // No mapping holds all of it: the program may have split one (mprotect, madvise, mlock), of
+      // which no event tells.
+      step = std::max<std::uint64_t>(kPageSize, request.len / 2 / kPageSize * kPageSize);
+    } else if (error == ENOENT && restoring()) {
+      result = Copied::kLater;
       break;
+    } else if (error == ENOENT && !again) {
+      // A mapping that is just being moved: then this time the answer is EAGAIN until its event was
+      // read.
+      again = true;
+    } else if (error == ENOENT) {
+      space.unread.remove(address, kPageSize);
+      again = false;
+    } else if (error == ESRCH) {
+      space.gone = true;
+      space.unread = PageIndex();
+      result = Copied::kGone;
+      break;
+    } else {
+      errno = error;
+      throw_errno("copy memory into process", std::to_string(space.pid));
     }
-    throw_errno("copy memory into process", std::to_string(space.pid));
   }
-  if (done) {
-    space.unread.remove(piece.address, done);
-    space.registered = true;
-  }
-  if (copied) *copied = done;
-  return good;
-}
-
-// Copies what is unread in a range. False as for copy(). Each piece is looked up when its turn
-// comes: events that were read while the one before was copied may have removed or moved it.
-bool PageService::copy_range(Space& space, std::uint64_t address, std::uint64_t length,
-                             std::uint64_t* copied) {
-  std::uint64_t end = address + length;
-  while (auto piece = space.unread.next(address, end)) {
-    std::uint64_t done = 0;
-    bool good = copy(space, *piece, &done);
-    if (copied) *copied += done;
-    if (!good) return false;
-    address = piece->address + done;
-  }
-  return true;
+  count(space);
+  return result;
 }
 
 void PageService::fault(Space& space, std::uint64_t address) {
@@ -253,53 +285,47 @@ void PageService::fault(Space& space, std::uint64_t address) {
     std::scoped_lock lock(mutex_);
     ++stats_.faults;
     if (piece) stats_.fault_pages += piece->length / kPageSize;
-    if (space.recorded && touched_.size() < kMostTouched)
+    if (piece && space.recorded && touched_.size() < kMostTouched)
       touched_.push_back({space.pid, address, kPageSize});
   }
   if (!piece) {
     struct uffdio_zeropage zero {};
     zero.range = {address, kPageSize};
-    if (::ioctl(space.fd.get(), UFFDIO_ZEROPAGE, &zero) == 0) return;
-    struct uffdio_range range {
-      address, kPageSize
-    };
-    ::ioctl(space.fd.get(), UFFDIO_WAKE, &range);
+    if (::ioctl(space.fd.get(), UFFDIO_ZEROPAGE, &zero) != 0) wake(space.fd, address);
     return;
   }
-  // The page that is waited for first: it may be all that is needed.
-  std::uint64_t copied = 0;
-  Piece wanted{address, kPageSize, piece->offset + (address - piece->address)};
-  if (!copy(space, wanted, &copied)) return;
-  copy_range(space, piece->address, piece->length, nullptr);
+  // The page that is waited for first: it may be all that is needed. When it is no longer to be
+  // copied (given up or moved meanwhile), who waits for it must look again.
+  std::uint64_t copied = 0, along = 0;
+  Copied result = copy(space, address, kPageSize, &copied);
+  if (!copied) wake(space.fd, address);
+  if (result == Copied::kAll) copy(space, piece->address, piece->length, &along);
 }
 
-// Reads the events of one address space. False when it is gone.
-bool PageService::handle_events(Space& space) {
+// Applies the events of one address space; its faults wait for answer_faults(): copying reads
+// events, too.
+void PageService::read_events(Space& space) {
   for (;;) {
     struct uffd_msg messages[16];
     ssize_t n = ::read(space.fd.get(), messages, sizeof messages);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno == EAGAIN) return true;
-    if (n <= 0) return false;
-    std::vector<std::uint64_t> faults;
+    if (n < 0 && errno == EAGAIN) break;
+    // No descriptor or memory for a forked child's, say: its events would be missing from now on.
+    if (n <= 0) throw_errno("read memory events of process", std::to_string(space.pid));
     for (std::size_t i = 0; i < static_cast<std::size_t>(n) / sizeof messages[0]; ++i) {
       const struct uffd_msg& message = messages[i];
       switch (message.event) {
         case UFFD_EVENT_PAGEFAULT:
-          faults.push_back(message.arg.pagefault.address);
+          faults_.emplace_back(&space, message.arg.pagefault.address);
           break;
         case UFFD_EVENT_FORK: {
           auto child = std::make_unique<Space>();
-          int fd = static_cast<int>(message.arg.fork.ufd);
-          child->fd = Fd(fd);
+          child->fd = Fd(static_cast<int>(message.arg.fork.ufd));
           child->pid = space.pid;
           child->unread = space.unread;
           child->pages = space.pages;
-          child->registered = true;
           child->recorded = false;
-          set_nonblocking(child->fd, true);
-          callbacks_.hold(fd);
-          spaces_[fd] = std::move(child);
+          add_space(std::move(child));
           break;
         }
         case UFFD_EVENT_REMAP:
@@ -314,108 +340,125 @@ bool PageService::handle_events(Space& space) {
           break;
       }
     }
-    for (std::uint64_t address : faults) fault(space, address);
+  }
+  count(space);
+}
+
+void PageService::answer_faults() {
+  while (!faults_.empty()) {
+    auto [space, address] = faults_.front();
+    faults_.pop_front();
+    fault(*space, address);
   }
 }
 
 // A process that exits says nothing. Its userfaultfd answers ESRCH to everything, so a program that
-// forks for each request would leave more and more.
+// forks for each request would leave more and more. No fault may wait for its answer meanwhile.
 void PageService::forget_dead() {
   if (spaces_.size() < prune_at_) return;
   for (auto at = spaces_.begin(); at != spaces_.end();) {
+    Space& space = *at->second;
     struct uffdio_zeropage probe {};
     probe.range = {kNeverMapped, kPageSize};
-    bool dead = ::ioctl(at->second->fd.get(), UFFDIO_ZEROPAGE, &probe) < 0 && errno == ESRCH;
-    at = dead ? spaces_.erase(at) : std::next(at);
+    space.gone =
+        space.gone || (::ioctl(space.fd.get(), UFFDIO_ZEROPAGE, &probe) < 0 && errno == ESRCH);
+    at = space.gone ? drop(at) : std::next(at);
   }
   prune_at_ = std::max<std::size_t>(16, 2 * spaces_.size());
 }
 
-void PageService::copy_ahead() {
-  while (ahead_ < working_set_.size()) {
-    const TouchedRange& range = working_set_[ahead_];
-    Space* space = nullptr;
-    for (auto& [fd, candidate] : spaces_)
-      if (candidate->pid == range.pid && candidate->recorded) space = candidate.get();
-    if (!space) return;  // its process has not been announced yet
-    std::uint64_t copied = 0;
-    bool good = copy_range(*space, range.address, range.length, &copied);
-    {
-      std::scoped_lock lock(mutex_);
-      stats_.ahead_pages += copied / kPageSize;
+// One batch of the working set. False when there is nothing to do at present: a range is not
+// registered, or its process not announced.
+bool PageService::copy_ahead() {
+  std::uint64_t copied = 0;
+  bool good = true;
+  while (ahead_ < working_set_.size() && copied < kBatch) {
+    TouchedRange& range = working_set_[ahead_];
+    auto space = by_pid_.find(range.pid);
+    if (space == by_pid_.end()) {
+      // Not announced yet, or gone already.
+      good = !restoring();
+      if (!good) break;
+      ++ahead_;
+      continue;
     }
-    if (!good && !space->registered) return;  // tried again in a moment
-    ++ahead_;
+    std::uint64_t part = std::min(range.length, kBatch);
+    good = copy(*space->second, range.address, part, &copied) != Copied::kLater;
+    if (!good) break;
+    range.address += part;
+    range.length -= part;
+    if (range.length == 0) ++ahead_;
+  }
+  std::scoped_lock lock(mutex_);
+  stats_.ahead_pages += copied / kPageSize;
+  return good;
+}
+
+// The next part of what nobody has asked for.
+void PageService::copy_rest(std::uint64_t most) {
+  for (auto& [fd, space] : spaces_) {
+    auto piece = space->unread.first();
+    if (!piece) continue;
+    std::uint64_t copied = 0;
+    copy(*space, piece->address, std::min(piece->length, most), &copied);
+    return;
   }
 }
 
 void PageService::serve() {
-  bool draining = false;
+  bool draining = false, waiting = false;
   for (;;) {
-    std::vector<pollfd> fds = {{wake_.get(), POLLIN, 0},
-                               {connection_ ? connection_.get() : listener_.get(), POLLIN, 0}};
-    if (!connection_ && !listener_) fds[1].fd = -1;
-    for (auto& [fd, space] : spaces_) fds.push_back({fd, POLLIN, 0});
     bool ahead = ahead_ < working_set_.size() && !spaces_.empty();
-    bool leisure = background_ && !ahead && !connection_ && !listener_ && !spaces_.empty();
-    int ready = ::poll(fds.data(), fds.size(),
-                       draining  ? 0
-                       : ahead   ? kRegistrationRetryMs
-                       : leisure ? kBackgroundPauseMs
-                                 : -1);
+    bool leisure = background_ && !ahead && !restoring() && !spaces_.empty();
+    epoll_event events[64];
+    int ready = ::epoll_wait(epoll_.get(), events, 64,
+                             draining || (ahead && !waiting) ? 0
+                             : ahead                         ? kRegistrationRetryMs
+                             : leisure                       ? kBackgroundPauseMs
+                                                             : -1);
     if (ready < 0 && errno == EINTR) continue;
-    check(ready, "poll");
+    check(ready, "wait for memory events");
     leisure = leisure && ready == 0;
-    if (fds[0].revents) {
-      clear_event(wake_);
-      std::scoped_lock lock(mutex_);
-      if (closing_) return;
-      draining = draining_;
-    }
-    if (fds[1].revents && !connection_) {
-      int fd = ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC);
-      if (fd >= 0) {
-        connection_ = Fd(fd);
+    for (int i = 0; i < ready; ++i) {
+      int fd = events[i].data.fd;
+      if (fd == wake_.get()) {
+        clear_event(wake_);
+        std::scoped_lock lock(mutex_);
+        if (closing_) return;
+        draining = draining_;
+      } else if (fd == listener_.get()) {
+        int accepted = ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC);
+        if (accepted < 0) continue;
+        connection_ = Fd(accepted);
+        watch(epoll_, accepted);
         listener_.reset();
+      } else if (fd == connection_.get()) {
+        if (!receive_from_criu()) connection_.reset();
+      } else if (auto found = spaces_.find(fd); found != spaces_.end()) {
+        read_events(*found->second);
       }
-    } else if (fds[1].revents && connection_ && !receive_from_criu()) {
-      connection_.reset();
     }
-    for (std::size_t i = 2; i < fds.size(); ++i) {
-      if (!fds[i].revents) continue;
-      auto found = spaces_.find(fds[i].fd);
-      if (found != spaces_.end() &&
-          ((fds[i].revents & (POLLERR | POLLHUP)) || !handle_events(*found->second)))
-        spaces_.erase(found);
-    }
+    answer_faults();
     forget_dead();
-    if (ahead) copy_ahead();
+    waiting = ahead && !copy_ahead();
     if (draining || leisure) {
-      bool more = false;
-      for (auto& [fd, space] : spaces_) {
-        auto piece = space->unread.first();
-        if (!piece) continue;
-        more = true;
-        piece->length = std::min(piece->length, draining ? kBatch : kBackgroundBatch);
-        // A range that is gone without a word (its process ended) needs no reading.
-        std::uint64_t copied = 0;
-        if (!copy(*space, *piece, &copied) && copied == 0)
-          space->unread.remove(piece->address, piece->length);
-        break;
-      }
-      if (!more) {
-        spaces_.clear();
+      copy_rest(draining ? kBatch : kBackgroundBatch);
+      answer_faults();
+      if (unread_ == 0 && !restoring()) {
+        while (!spaces_.empty()) drop(spaces_.begin());
         callbacks_.let_go();
         std::scoped_lock lock(mutex_);
+        stats_.unread_bytes = stats_.spaces = 0;
         drained_ = true;
         draining_ = draining = false;
         changed_.notify_all();
       }
+    } else {
+      answer_faults();
     }
     std::scoped_lock lock(mutex_);
-    stats_.unread_bytes = 0;
+    stats_.unread_bytes = unread_;
     stats_.spaces = spaces_.size();
-    for (auto& [fd, space] : spaces_) stats_.unread_bytes += space->unread.bytes();
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -61,8 +62,7 @@ class PageService {
   // Reads everything that is still unread, then lets go of all userfaultfds. After it a dump is
   // whole. False at the deadline.
   bool drain(Deadline deadline);
-  // Everything faulted or copied ahead so far that was really wanted: faults in order, merged. For
-  // the record of the next restore.
+  // What was faulted in so far, in order. For the record of the next restore.
   std::vector<TouchedRange> touched();
   PageServiceStats stats();
   // Why the service gave up, "" while it is well.
@@ -71,24 +71,38 @@ class PageService {
  private:
   struct Space;      // one address space
   struct PagesFile;  // a mapped pages image
+  using Spaces = std::map<int, std::unique_ptr<Space>>;
+  enum class Copied {
+    kAll,    // nothing of it is left to copy
+    kLater,  // the range is not registered yet
+    kGone,   // the process has ended
+  };
   void serve();
+  bool restoring() const { return listener_ || connection_; }
   bool receive_from_criu();
+  Space& add_space(std::unique_ptr<Space> space);
+  Spaces::iterator drop(Spaces::iterator at);
   void forget_dead();
-  bool handle_events(Space& space);
-  void copy_ahead();
-  bool copy(Space& space, const Piece& piece, std::uint64_t* copied);
-  bool copy_range(Space& space, std::uint64_t address, std::uint64_t length, std::uint64_t* copied);
+  void read_events(Space& space);
+  void answer_faults();
   void fault(Space& space, std::uint64_t address);
+  bool copy_ahead();
+  void copy_rest(std::uint64_t most);
+  Copied copy(Space& space, std::uint64_t address, std::uint64_t length, std::uint64_t* copied);
+  void count(Space& space);
   PagesFile& pages_file(const std::string& name);
 
   std::string images_dir_;
   PageServiceCallbacks callbacks_;
-  Fd listener_, connection_, wake_;
+  Fd listener_, connection_, wake_, epoll_;
   std::vector<TouchedRange> working_set_;
   bool exact_, background_;
-  std::size_t ahead_ = 0;      // next of working_set_
-  std::size_t prune_at_ = 16;  // number of spaces at which dead ones are looked for
-  std::map<int, std::unique_ptr<Space>> spaces_;  // by userfaultfd
+  std::size_t ahead_ = 0;         // next of working_set_
+  std::size_t prune_at_ = 16;     // number of spaces at which dead ones are looked for
+  std::uint64_t unread_ = 0;      // bytes, of all spaces
+  Spaces spaces_;                 // by userfaultfd
+  std::map<int, Space*> by_pid_;  // those that CRIU announced
+  std::deque<std::pair<Space*, std::uint64_t>> faults_;  // read, not answered yet
   std::map<std::string, std::unique_ptr<PagesFile>> files_;
 
   std::mutex mutex_;

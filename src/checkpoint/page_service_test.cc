@@ -289,6 +289,83 @@ TEST_F(PageServiceTest, TheRestIsReadAtLeisure) {
   EXPECT_TRUE(service->drain(Deadline::after_ms(20'000)));
 }
 
+// mprotect splits the mapping without a word; a copy must not cross the ends of the parts.
+TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsDrained) {
+  begin();
+  EXPECT_EQ(read_word(3), word_of(3));
+  for (std::uint64_t page : {50, 250, 251, 400})
+    ASSERT_EQ(::mprotect(memory + page * P, P, PROT_READ), 0);
+  ASSERT_TRUE(service->drain(Deadline::after_ms(20'000)));
+  expect_all_right();
+}
+
+TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsReadAtLeisure) {
+  begin({}, false, true);
+  EXPECT_EQ(read_word(3), word_of(3));
+  for (std::uint64_t page : {50, 250, 251, 400})
+    ASSERT_EQ(::mprotect(memory + page * P, P, PROT_READ), 0);
+  Deadline deadline = Deadline::after_ms(20'000);
+  while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
+  expect_all_right();
+}
+
+TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsReadAhead) {
+  std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
+  for (std::uint64_t page : {220, 230}) ASSERT_EQ(::mprotect(memory + page * P, P, PROT_READ), 0);
+  begin({{7, start + 210 * P, 40 * P}});
+  Deadline deadline = Deadline::after_ms(20'000);
+  while (service->stats().ahead_pages < 40 && !deadline.passed()) std::this_thread::yield();
+  EXPECT_EQ(service->stats().ahead_pages, 40u);
+  expect_all_right();
+}
+
+// A page that is given up while its fault is answered has nobody who copies it: whoever waits for
+// it must be woken, or waits for ever.
+TEST_F(PageServiceTest, AFaultOnMemoryThatIsBeingGivenUpIsAnswered) {
+  begin();
+  std::atomic<std::uint64_t> front{200};
+  std::thread giver([&] {
+    for (std::uint64_t page = 200; page < kPages; ++page) {
+      while (front < page) std::this_thread::yield();
+      ::madvise(memory + page * P, P, MADV_DONTNEED);
+    }
+  });
+  for (std::uint64_t page = 200; page < kPages; ++page) {
+    front = page;
+    std::uint64_t word = read_word(page);
+    EXPECT_TRUE(word == 0 || word == word_of(page)) << page << ": " << word;
+  }
+  giver.join();
+  for (std::uint64_t page = 200; page < kPages; ++page) EXPECT_EQ(read_word(page), 0u) << page;
+}
+
+// What is moved to an address that is being copied is unread there, whatever was copied before.
+TEST_F(PageServiceTest, MemoryMovedToWhereItIsCopiedIsRead) {
+  begin();
+  EXPECT_EQ(read_word(3), word_of(3));
+  std::atomic<bool> drained{false};
+  std::thread drain([&] { drained = service->drain(Deadline::after_ms(20'000)); });
+  // The pages before the hole are there: those behind it are being copied.
+  while (service->stats().unread_bytes > 312 * P) {
+  }
+  void* target = memory + 200 * P;
+  void* moved = ::mremap(memory + 500 * P, 4 * P, 4 * P, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+  drain.join();
+  ASSERT_EQ(moved, target);
+  ASSERT_TRUE(drained);
+  for (std::uint64_t i = 0; i < 4; ++i) ASSERT_EQ(read_word(200 + i), word_of(500 + i)) << i;
+}
+
+TEST_F(PageServiceTest, ARangeOfAProcessThatIsGoneHoldsNobodyUp) {
+  std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
+  begin({{6, start, 5 * P}, {7, start + 300 * P, 5 * P}}, false, true);
+  EXPECT_EQ(read_word(3), word_of(3));
+  Deadline deadline = Deadline::after_ms(20'000);
+  while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
+  EXPECT_EQ(service->stats().ahead_pages, 5u);
+  expect_all_right();
+}
+
 TEST_F(PageServiceTest, ImagesThatMakeNoSenseAreAnError) {
   write_file(base + "/pages-1.img", std::string(10 * P, 'x'));
   EXPECT_THROW(read_process_memory(base, 7), Error);
