@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::int64_t kLeaseUs = 15 * 60'000'000LL;
 constexpr std::int64_t kFirstBackoffUs = 60'000'000, kLongestBackoffUs = 6 * 3'600'000'000LL;
+constexpr auto kRewritePause = std::chrono::seconds(1);
 constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
 Deadline collect_deadline() { return Deadline::after_ms(10 * 60'000); }
 constexpr std::uint64_t kMostServing = 32 << 20;  // bytes
@@ -170,9 +171,7 @@ std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint
       Outcome outcome =
           error.code() == Code::kUnsupported ? Outcome::kHostIncompatible : Outcome::kCorrupt;
       if (note) note(error.what(), outcome);
-      UsableCheckpoint usable;
-      usable.row = row;
-      restore_ended(usable, outcome, error.what());
+      restore_ended(row.id, outcome, error.what());
     }
   }
   return std::nullopt;
@@ -204,20 +203,31 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
     std::scoped_lock lock(mutex_);
     in_work_.insert(ticket.id);
   }
-  make_directories(ticket.directory, 0700);
-  state::CheckpointRow row;
-  row.id = ticket.id;
-  row.pod = plan.spec.name;
-  row.fingerprint = plan.fingerprint;
-  row.status = "creating";
-  row.created_us = row.updated_us = wall_us();
-  row.replica = replica;
-  database_.put_checkpoint(row);
-  database_.append_event({.type = "checkpoint.creating",
-                          .pod = row.pod,
-                          .replica = replica,
-                          .checkpoint = row.id,
-                          .message = "checkpoint " + row.id + " is being made"});
+  try {
+    make_directories(ticket.directory, 0700);
+    state::CheckpointRow row;
+    row.id = ticket.id;
+    row.pod = plan.spec.name;
+    row.fingerprint = plan.fingerprint;
+    row.status = "creating";
+    row.created_us = row.updated_us = wall_us();
+    row.replica = replica;
+    database_.transaction([&] {
+      database_.put_checkpoint(row);
+      database_.append_event({.type = "checkpoint.creating",
+                              .pod = row.pod,
+                              .replica = replica,
+                              .checkpoint = row.id,
+                              .message = "checkpoint " + row.id + " is being made"});
+    });
+  } catch (const std::exception&) {
+    try_to("a dump that could not begin keeps its lease", ticket.id,
+           [&] { database_.release_lease("dump-" + plan.fingerprint, ticket.token); });
+    discard_files(ticket.id);
+    std::scoped_lock lock(mutex_);
+    in_work_.erase(ticket.id);
+    throw;
+  }
   fault_point("dump.leased");
   return ticket;
 }
@@ -226,7 +236,7 @@ void Checkpoints::dumped(DumpTicket ticket, const nlohmann::json& result,
                          std::shared_ptr<ShimClient> shim) {
   std::scoped_lock lock(mutex_);
   if (result.value("staged", false)) to_collect_.insert(ticket.id);
-  jobs_.push_back({std::move(ticket), result, std::move(shim)});
+  jobs_.push_back({std::move(ticket), result, std::move(shim), "", false});
   changed_.notify_all();
 }
 
@@ -244,7 +254,7 @@ void Checkpoints::back_off(const std::string& fingerprint, const std::string& re
   database_.put_backoff(fingerprint, row);
 }
 
-void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reason, bool count) {
+void Checkpoints::fail(const DumpTicket& ticket, const std::string& reason, bool count) {
   // Together: who sees that it has failed sees when the next is tried, and a daemon that dies here
   // has written all of it or nothing.
   database_.transaction([&] {
@@ -252,53 +262,79 @@ void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reaso
     if (count) back_off(ticket.plan.fingerprint, reason);
     database_.release_lease("dump-" + ticket.plan.fingerprint, ticket.token);
   });
-  done_with(ticket.id);
 }
 
-void Checkpoints::restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
-                                const std::string& reason) {
-  std::optional<state::CheckpointRow> row;
-  database_.transaction([&] {
-    row = database_.checkpoint(checkpoint.row.id);
-    if (!row) return;
-    if (outcome == Outcome::kRestored) {
-      // Failures are forgotten when it has lived for a while, see lived().
-      ++row->restores;
-      row->updated_us = wall_us();  // when it was last used: what make_room goes by
-    } else {
-      if (outcome == Outcome::kRefused || outcome == Outcome::kAppFailed) ++row->failures_in_a_row;
-      row->updated_us = wall_us();
-    }
-    database_.put_checkpoint(*row);
-  });
-  if (!row || outcome == Outcome::kRestored) return;
-  switch (verdict(outcome, static_cast<int>(row->failures_in_a_row))) {
-    case Verdict::kStays:
-      break;
-    case Verdict::kRetryLater: {
-      auto pause = database_.backoff("restore-" + row->id).value_or(state::Database::BackoffRow{});
-      ++pause.failures;
-      pause.reason = reason;
-      pause.until_us = wall_us() + (kUnavailableBackoffUs << std::min(pause.failures - 1, 8));
-      database_.put_backoff("restore-" + row->id, pause);
-      break;
-    }
-    case Verdict::kNotHereAgain:
-      database_.put_backoff("restore-" + row->id, {1, INT64_MAX / 2, reason});
-      break;
-    case Verdict::kRestoreFailed:
-      if (row->status == "available" || row->status == "verifying")
-        set_status(row->id, "restore_failed", reason);
-      break;
+void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reason,
+                              bool count) noexcept {
+  try {
+    fail(ticket, reason, count);
+    done_with(ticket.id);
+  } catch (const std::exception& error) {
+    log::error("a checkpoint's failure could not be written down; it is tried again",
+               {{"checkpoint", ticket.id}, {"error", error.what()}});
+    std::scoped_lock lock(mutex_);
+    jobs_.push_back({ticket, nullptr, nullptr, reason, count});
+    changed_.notify_all();
   }
 }
 
-void Checkpoints::lived(const std::string& id) {
-  database_.transaction([&] {
+void Checkpoints::try_to(const char* what, const std::string& id,
+                         const std::function<void()>& work) noexcept {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    log::error(what, {{"checkpoint", id}, {"error", error.what()}});
+  }
+}
+
+void Checkpoints::restore_ended(const std::string& id, Outcome outcome,
+                                const std::string& reason) noexcept {
+  try_to("how a restore ended could not be written down", id, [&] {
+    // Together: a daemon that dies here has written all of it or nothing.
+    database_.transaction([&] {
+      auto row = database_.checkpoint(id);
+      if (!row) return;
+      // Failures are forgotten when it has lived for a while, see lived().
+      if (outcome == Outcome::kRestored) ++row->restores;
+      if (outcome == Outcome::kRefused || outcome == Outcome::kAppFailed) ++row->failures_in_a_row;
+      row->updated_us = wall_us();  // when it was last used: what make_room goes by
+      database_.put_checkpoint(*row);
+      if (outcome == Outcome::kRestored) return;
+      std::string pause = "restore-" + id;
+      switch (verdict(outcome, static_cast<int>(row->failures_in_a_row))) {
+        case Verdict::kStays:
+          break;
+        case Verdict::kRetryLater: {
+          auto earlier = database_.backoff(pause).value_or(state::Database::BackoffRow{});
+          ++earlier.failures;
+          earlier.reason = reason;
+          earlier.until_us =
+              wall_us() + (kUnavailableBackoffUs << std::min(earlier.failures - 1, 8));
+          database_.put_backoff(pause, earlier);
+          break;
+        }
+        case Verdict::kNotHereAgain:
+          database_.put_backoff(pause, {1, INT64_MAX / 2, reason});
+          break;
+        case Verdict::kRestoreFailed:
+          if (row->status == "available" || row->status == "verifying")
+            set_status(id, "restore_failed", reason);
+          break;
+      }
+    });
+  });
+}
+
+void Checkpoints::lived(const std::string& id) noexcept {
+  try_to("that a replica lives on could not be written down", id, [&] {
     auto row = database_.checkpoint(id);
     if (!row || row->failures_in_a_row == 0) return;
-    row->failures_in_a_row = 0;
-    database_.put_checkpoint(*row);
+    database_.transaction([&] {
+      row = database_.checkpoint(id);
+      if (!row) return;
+      row->failures_in_a_row = 0;
+      database_.put_checkpoint(*row);
+    });
   });
 }
 
@@ -395,20 +431,22 @@ std::optional<std::string> Checkpoints::of_another_host(const PodPlan& plan) {
   return std::nullopt;
 }
 
-void Checkpoints::replica_ended() {
-  std::scoped_lock one_at_a_time(discard_mutex_);
-  std::set<std::string> used;
-  for (const auto& replica : database_.replicas())
-    if (replica.ended_us == 0) used.insert(replica.started_from);
-  for (const auto& row : database_.checkpoints())
-    if (one_of(row.status, {"deleted", "failed", "restore_failed"}) && !used.count(row.id) &&
-        exists(settings_.checkpoint_dir(row.id))) {
-      {
-        std::scoped_lock lock(mutex_);
-        if (in_work_.count(row.id)) continue;
+void Checkpoints::replica_ended() noexcept {
+  try_to("files of checkpoints could not be removed", "", [this] {
+    std::scoped_lock one_at_a_time(discard_mutex_);
+    std::set<std::string> used;
+    for (const auto& replica : database_.replicas())
+      if (replica.ended_us == 0) used.insert(replica.started_from);
+    for (const auto& row : database_.checkpoints())
+      if (one_of(row.status, {"deleted", "failed", "restore_failed"}) && !used.count(row.id) &&
+          exists(settings_.checkpoint_dir(row.id))) {
+        {
+          std::scoped_lock lock(mutex_);
+          if (in_work_.count(row.id)) continue;
+        }
+        discard_files(row.id);
       }
-      discard_files(row.id);
-    }
+  });
 }
 
 bool Checkpoints::wait_settled(const std::string& id, Deadline deadline) {
@@ -427,6 +465,10 @@ bool Checkpoints::wait_settled(const std::string& id, Deadline deadline) {
 void Checkpoints::recover(
     const std::function<std::optional<PodPlan>(const std::string&)>& plan_of) {
   for (auto& row : database_.checkpoints()) {
+    {
+      std::scoped_lock lock(mutex_);
+      if (in_work_.contains(row.id)) continue;  // ours, when this is not the first try
+    }
     if (row.status == "creating") {
       discard_files(row.id);
       set_status(row.id, "failed", "the daemon ended while it was being made");
@@ -439,8 +481,11 @@ void Checkpoints::recover(
       }
       std::scoped_lock lock(mutex_);
       in_work_.insert(row.id);
-      jobs_.push_back(
-          {{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica}, nullptr, nullptr});
+      jobs_.push_back({{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica},
+                       nullptr,
+                       nullptr,
+                       "",
+                       false});
       changed_.notify_all();
     }
   }
@@ -460,15 +505,25 @@ void Checkpoints::work_loop() {
     Job job = std::move(jobs_.front());
     jobs_.pop_front();
     lock.unlock();
+    bool told = !job.failure.empty();
     try {
-      finish(job);
+      if (told)
+        fail(job.ticket, job.failure, job.count);
+      else
+        finish(job);
+      done_with(job.ticket.id);
+      lock.lock();
     } catch (const std::exception& error) {
-      log::error("a checkpoint could not be completed",
-                 {{"checkpoint", job.ticket.id}, {"error", error.what()}});
-      dump_failed(job.ticket, error.what(), false);
+      if (!told)
+        log::error("a checkpoint could not be completed",
+                   {{"checkpoint", job.ticket.id}, {"error", error.what()}});
+      job.shim.reset();
+      if (!told) job.failure = error.what();
+      lock.lock();
+      jobs_.push_back(std::move(job));
+      // Its failure cannot be written either, as on a full disk: later, then.
+      if (told) changed_.wait_for(lock, kRewritePause);
     }
-    done_with(job.ticket.id);
-    lock.lock();
   }
 }
 
@@ -502,8 +557,8 @@ void Checkpoints::finish(Job& job) {
     checkpoint::seal(manifest, ticket.directory, key_);
     fault_point("seal.written");
     if (!database_.lease_holds("dump-" + plan.fingerprint, ticket.token))
-      return dump_failed(
-          ticket, "the dump took longer than its lease, another replica has taken over", false);
+      return fail(ticket, "the dump took longer than its lease, another replica has taken over",
+                  false);
     bool removed = false;
     database_.transaction([&] {
       auto row = database_.checkpoint(ticket.id);
@@ -515,7 +570,7 @@ void Checkpoints::finish(Job& job) {
       row->dump_us = manifest.dump_us;
       database_.put_checkpoint(*row);
     });
-    if (removed) return dump_failed(ticket, "it was removed while it was being made", false);
+    if (removed) return fail(ticket, "it was removed while it was being made", false);
     set_status(ticket.id, "sealed", "");
     if (std::string full; !make_room(0, ticket.id, &full))
       log::warn("checkpoints take more than they may", {{"checkpoint", ticket.id}, {"why", full}});

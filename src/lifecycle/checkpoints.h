@@ -75,26 +75,29 @@ class Checkpoints {
   void dumped(DumpTicket ticket, const nlohmann::json& result, std::shared_ptr<ShimClient> shim);
   // Until the shim is no longer needed for this one. False at the deadline.
   bool wait_collected(const std::string& id, Deadline deadline);
-  void dump_failed(const DumpTicket& ticket, const std::string& reason, bool count);
+  // `count`: it says something about the program, and the next dump waits longer. What cannot be
+  // written now is written later.
+  void dump_failed(const DumpTicket& ticket, const std::string& reason, bool count) noexcept;
 
   // What a start from it touched, in that order, beyond what was known: later restores read it
   // ahead. `serving`: after it was ready. A hint, never needed.
   void learn(const std::string& id, const nlohmann::json& touched, bool serving);
 
-  void restore_ended(const UsableCheckpoint& checkpoint, Outcome outcome,
-                     const std::string& reason);
+  // Neither this nor what follows throws: what cannot be written is logged, and the replica goes
+  // on.
+  void restore_ended(const std::string& id, Outcome outcome, const std::string& reason) noexcept;
   // A replica that was restored from it has lived on: failures before it were chance.
-  void lived(const std::string& id);
+  void lived(const std::string& id) noexcept;
   // Of a pod that goes: within the caller's transaction. Files go with replica_ended().
   void forget_pod(const std::string& pod);
   // Never offered again; its files go when no replica uses them.
   void remove(const std::string& id, const std::string& reason = {});
   StoreSize store_size();
-  void replica_ended();  // files of deleted checkpoints may go now
+  void replica_ended() noexcept;  // files of deleted checkpoints may go now
   // Waits until a checkpoint has left creating, sealed and verifying. False at the deadline.
   bool wait_settled(const std::string& id, Deadline deadline);
   // Takes up what a killed daemon left: half-made ones are removed, sealed ones are proven.
-  // `plan_of` finds a pod's present plan.
+  // `plan_of` finds a pod's present plan. Can be tried again when it throws.
   void recover(const std::function<std::optional<PodPlan>(const std::string& pod)>& plan_of);
 
  private:
@@ -102,9 +105,12 @@ class Checkpoints {
     DumpTicket ticket;
     nlohmann::json result;  // null: sealed already
     std::shared_ptr<ShimClient> shim;
+    std::string failure;  // what is left to do is to write this down
+    bool count = false;
   };
   void work_loop();
   void finish(Job& job);
+  void fail(const DumpTicket& ticket, const std::string& reason, bool count);
   void prove(const PodPlan& plan, const std::string& id);
   UsableCheckpoint load(const state::CheckpointRow& row);
   // What was removed stays removed, whoever works on it still.
@@ -112,6 +118,8 @@ class Checkpoints {
   void done_with(const std::string& id);  // nobody writes to its folder any more
   void discard_files(const std::string& id);
   void back_off(const std::string& fingerprint, const std::string& reason);
+  // Work that others do not wait for: an error is logged.
+  void try_to(const char* what, const std::string& id, const std::function<void()>& work) noexcept;
   // Removes what was used longest ago until `bytes` more fit. False: they do not.
   bool make_room(std::uint64_t bytes, const std::string& keep, std::string* why);
   const Settings& settings_;

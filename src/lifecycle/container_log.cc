@@ -64,12 +64,13 @@ void ContainerLog::write_lines(std::string& pending, bool is_error, bool all) {
   }
   pending.erase(0, at);
   if (out.empty()) return;
-  if (size_ + out.size() > kRotateAt) {
-    ::rename(path_.c_str(), (path_ + ".1").c_str());
-    file_ = Fd::open(path_, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0640);
-    size_ = 0;
-  }
   try {
+    if (size_ + out.size() > kRotateAt) {
+      // The first fails when an earlier try came only so far.
+      ::rename(path_.c_str(), (path_ + ".1").c_str());
+      file_ = Fd::open(path_, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0640);
+      size_ = 0;
+    }
     write_all(file_, out, path_);
     size_ += out.size();
   } catch (const Error&) {

@@ -23,16 +23,17 @@ constexpr std::size_t kWorthLearning = 8;
 constexpr std::int64_t kServingUs = 1'000'000;
 // A restored program that dies this soon after it was ready died of the restore.
 constexpr std::int64_t kSettledUs = 10'000'000;
+// Between two tries to write down an end.
+constexpr std::int64_t kRewriteUs = 1'000'000;
 // What started.json in the container says of a start in which nobody tried to make a checkpoint.
 constexpr const char* kUncheckpointed = "uncheckpointed";
 
-std::int64_t dump_timeout_us(const PodPlan& plan) {
-  return kDumpBaseUs + static_cast<std::int64_t>(plan.spec.resources.memory / 20);
+// 20 MB/s is slower than any disk that checkpoints should lie on.
+std::int64_t dump_timeout_us(std::uint64_t memory_bytes) {
+  return kDumpBaseUs + static_cast<std::int64_t>(memory_bytes / 20);
 }
-// For the shim's answer.
-Deadline dump_deadline(const PodPlan& plan) {
-  return Deadline::after_us(dump_timeout_us(plan) + 10'000'000);
-}
+// For the shim's answer when the time is up.
+constexpr std::int64_t kAnswerUs = 10'000'000;
 
 bool readable(int fd) { return wait_readable(fd, Deadline::after_us(0)); }
 
@@ -85,11 +86,10 @@ Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::un
 Replica::~Replica() {
   {
     std::scoped_lock lock(mutex_);
-    if (!ended(state_) && !detach_) {
-      stop_ = true;
-      signal_event(wake_);
-      signal_event(cancel_);
-    }
+    if (!ended(state_) && !detach_) stop_ = true;
+    given_up_ = true;
+    signal_event(wake_);
+    signal_event(cancel_);
   }
   thread_.join();
 }
@@ -127,6 +127,11 @@ std::uint64_t Replica::memory_bytes() const {
   return runtime::Cgroup(runtime::CgroupLayout::detect(), slot_->cgroup).memory_bytes();
 }
 
+std::string Replica::stop_reason() const {
+  std::scoped_lock lock(mutex_);
+  return stop_reason_.empty() ? "stopping" : stop_reason_;
+}
+
 std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
 
 void Replica::stop(const std::string& why) {
@@ -135,8 +140,8 @@ void Replica::stop(const std::string& why) {
     if (ended(state_) || stop_) return;
     // The intent is written before anything happens: whatever is seen afterwards is read in its
     // light.
-    row_.intent = "stop";
     services_.database.set_intent(row_.id, "stop");
+    row_.intent = "stop";
     stop_ = true;
     stop_reason_ = why;
   }
@@ -233,9 +238,18 @@ std::string Replica::checkpoint_now(Deadline deadline) {
 
 void Replica::save() { services_.database.put_replica(row_); }
 
-void Replica::note(const std::string& type, const std::string& message) {
-  services_.database.append_event(
-      {.type = type, .pod = row_.pod, .replica = row_.id, .message = message});
+// What only tells does not stop a replica when it cannot be written.
+void Replica::note(const std::string& type, const std::string& message, nlohmann::json data) {
+  try {
+    services_.database.append_event({.type = type,
+                                     .pod = row_.pod,
+                                     .replica = row_.id,
+                                     .message = message,
+                                     .data = std::move(data)});
+  } catch (const Error& error) {
+    log::warn("an event could not be written down",
+              {{"replica", row_.id}, {"event", message}, {"error", error.what()}});
+  }
 }
 
 void Replica::add_phases(const nlohmann::json& phases, const std::string& prefix) {
@@ -246,40 +260,71 @@ void Replica::add_phases(const nlohmann::json& phases, const std::string& prefix
                            phase.at("end_us").get<std::int64_t>() - row_.requested_mono_us});
 }
 
-// The only place where a replica's state changes.
-void Replica::move(Event event, const std::string& message, nlohmann::json data) {
+// The only place where a replica's state changes. Written first: what could not be written has not
+// happened. But an end happens, whatever the disk says, and is written when that is possible again.
+void Replica::move(Event event, const std::string& message, nlohmann::json data, bool anyway) {
   {
     std::scoped_lock lock(mutex_);
     auto to = next(state_, event);
     if (!to)
       throw Error(Code::kInternal, "move replica", row_.id,
                   fmt::format("'{}' must not happen while {}", name(event), name(state_)));
-    std::int64_t now = monotonic_us() - row_.requested_mono_us;
-    for (auto phase = row_.phases.rbegin(); phase != row_.phases.rend(); ++phase)
+    state::ReplicaRow row = row_;
+    std::int64_t now = monotonic_us() - row.requested_mono_us;
+    for (auto phase = row.phases.rbegin(); phase != row.phases.rend(); ++phase)
       if (phase->end_us == 0 && phase->name == name(state_)) {
         phase->end_us = now;
         break;
       }
     data["from"] = name(state_);
     data["to"] = name(*to);
-    state_ = *to;
-    row_.state = name(state_);
-    if (ended(state_))
-      row_.ended_us = wall_us();
+    row.state = name(*to);
+    if (ended(*to))
+      row.ended_us = wall_us();
     else
-      row_.phases.push_back({std::string(name(state_)), now, 0});
-    row_.gate_open = state_ == State::kReady;
-    if (state_ == State::kReady && row_.ready_us == 0) row_.ready_us = wall_us();
-    services_.database.transaction([&] {
-      save();
-      services_.database.append_event({.type = "replica." + row_.state,
-                                       .pod = row_.pod,
-                                       .replica = row_.id,
-                                       .message = message,
-                                       .data = std::move(data)});
-    });
+      row.phases.push_back({row.state, now, 0});
+    row.gate_open = *to == State::kReady;
+    if (row.gate_open && row.ready_us == 0) row.ready_us = wall_us();
+    state::EventRow told{.type = "replica." + row.state,
+                         .pod = row.pod,
+                         .replica = row.id,
+                         .message = message,
+                         .data = std::move(data)};
+    try {
+      services_.database.transaction([&] {
+        services_.database.put_replica(row);
+        for (const state::EventRow& earlier : unwritten_) services_.database.append_event(earlier);
+        services_.database.append_event(told);
+      });
+      unwritten_.clear();
+    } catch (const Error&) {
+      if (!anyway) throw;
+      unwritten_.push_back(std::move(told));
+    }
+    row_ = std::move(row);
+    state_ = *to;
   }
   changed_();
+}
+
+// Its end, when nothing of it is left. Nobody else can write it down: tried until it works or the
+// daemon ends, whose successor finds a replica without a slot.
+void Replica::move_to_end(Event event, const std::string& message) {
+  for (;;) {
+    try {
+      return move(event, message);
+    } catch (const Error& error) {
+      if (error.code() == Code::kInternal) throw;
+      log::warn("a replica's end could not be written down; it is tried again",
+                {{"replica", row_.id}, {"error", error.what()}});
+    }
+    clear_event(wake_);
+    {
+      std::scoped_lock lock(mutex_);
+      if (given_up_ || detach_) return;
+    }
+    wait_readable(wake_.get(), Deadline::after_us(kRewriteUs));
+  }
 }
 
 void Replica::live() {
@@ -305,7 +350,8 @@ void Replica::live() {
     } else if (adopted_ && (state() == State::kWarming || state() == State::kCheckpointing)) {
       // What the old daemon waited for is waited for again; a dump it began is void, but the gate
       // stays closed until it is over.
-      slot_->shim->call({{"op", "settle"}}, dump_deadline(plan_));
+      slot_->shim->call({{"op", "settle"}},
+                        Deadline::after_us(dump_timeout_us(memory_bytes()) + kAnswerUs));
       warm_up();
     } else if (adopted_ && state() == State::kReady && !stop_asked() &&
                !readable(slot_->shim->ended_fd())) {
@@ -357,12 +403,8 @@ void Replica::start() {
 
 // A checkpoint that would do for this pod is not used.
 void Replica::pass_over(const std::string& why, std::optional<Outcome> outcome) {
-  services_.database.append_event(
-      {.type = "replica.fallback",
-       .pod = row_.pod,
-       .replica = row_.id,
-       .message = "a checkpoint is not used: " + why,
-       .data = outcome ? nlohmann::json{{"outcome", name(*outcome)}} : nlohmann::json::object()});
+  note("replica.fallback", "a checkpoint is not used: " + why,
+       outcome ? nlohmann::json{{"outcome", name(*outcome)}} : nlohmann::json::object());
   std::scoped_lock lock(mutex_);
   row_.reason = "started cold: a checkpoint is not used: " + why;
   if (outcome) row_.outcome = name(*outcome);
@@ -427,7 +469,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
     if (detach_) throw Error(Code::kCancelled, "restore", row_.id, "the daemon ends");
     row_.outcome = name(outcome);
   }
-  services_.checkpoints.restore_ended(checkpoint, outcome, attempt.end.reason);
+  services_.checkpoints.restore_ended(checkpoint.row.id, outcome, attempt.end.reason);
   if (outcome == Outcome::kRestored) {
     std::string how = fmt::format("restored from checkpoint {}", checkpoint.row.id);
     if (ahead && warm) {
@@ -535,23 +577,25 @@ void Replica::warm_up() {
 // Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
 // opens the gate.
 void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure) {
-  auto ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, memory_bytes());
-  if (!ticket) return;
-  *checkpoint_id = ticket->id;
-  move(Event::kDump, "dumping into checkpoint " + ticket->id);
-  fault("dump.asked");
+  std::optional<DumpTicket> ticket;
   bool count = true;
   try {
+    ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, memory_bytes());
+    if (!ticket) return;
+    *checkpoint_id = ticket->id;
+    move(Event::kDump, "dumping into checkpoint " + ticket->id);
+    fault("dump.asked");
     Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
     if (auto why = run_hook(*slot_, "before_checkpoint", plan_.spec.checkpoint.before_checkpoint,
                             cancel.get()))
       throw Error(Code::kInvalid, "checkpoint replica", row_.id, *why,
                   "look at what the program says, or leave it out");
+    std::int64_t timeout_us = dump_timeout_us(memory_bytes());
     nlohmann::json result = slot_->shim->call({{"op", "dump"},
                                                {"directory", ticket->directory},
-                                               {"timeout_us", dump_timeout_us(plan_)},
+                                               {"timeout_us", timeout_us},
                                                {"log_level", 2}},
-                                              dump_deadline(plan_));
+                                              Deadline::after_us(timeout_us + kAnswerUs));
     fault("dump.answered");
     if (result.value("success", false)) {
       collecting_ = ticket->id;
@@ -566,6 +610,7 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
     // A host that had no room or time says nothing about the program.
     count = error.code() != Code::kExhausted && error.code() != Code::kUnavailable;
   }
+  if (!ticket) return;
   services_.checkpoints.dump_failed(*ticket, *failure, count && !stop_asked());
   if (readable(slot_->shim->ended_fd()))
     throw Error(Code::kUnavailable, "serve replica", row_.id,
@@ -667,72 +712,18 @@ void Replica::finish() {
   State at = state();
   if (ended(at)) return;
   bool by_wish = stop_asked();
-  bool alive = slot_ && !readable(slot_->shim->ended_fd());
-  services_.gate.close(row_.pod, row_.id);
-  std::int64_t grace = plan_.spec.stop_grace_us;
-  std::string why;
-  {
-    std::scoped_lock lock(mutex_);
-    why = stop_reason_.empty() ? "stopping" : stop_reason_;
-  }
-  if (by_wish && alive && at == State::kReady) {
-    move(Event::kDrain, why + ": connections finish first");
-    fault("stop.draining");
-    services_.gate.drain(row_.id, grace);
-  }
-  if (by_wish && state() != State::kStopping) move(Event::kStop, why);
-  if (by_wish) fault("stop.stopping");
-  if (alive && row_.pid) {
-    try {
-      // A standby is frozen: it has nothing to finish, and could not hear it.
-      if (at != State::kStandby)
-        slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
-      fault("stop.signalled");
-      if (!by_wish || at == State::kStandby ||
-          !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
-        slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
-      wait_readable(slot_->shim->ended_fd(), Deadline::after_ms(5000));
-    } catch (const Error&) {
-      // The slot's destruction kills what is left.
-    }
+  try {
+    end_container(at, by_wish);
+  } catch (const std::exception& error) {
+    // The slot's destruction kills what is left.
+    log::error("a container could not be ended in order",
+               {{"replica", row_.id}, {"error", error.what()}});
   }
   fault("stop.ended");
+  std::string died_of = read_end(at, by_wish);
   std::unique_ptr<Slot> slot;
-  std::int64_t oom_kills = 0;
-  std::string memory_failure;
-  UsableCheckpoint died_of;  // the checkpoint to blame; without an id: none
-  if (slot_) {
-    try {
-      nlohmann::json status = slot_->shim->call({{"op", "status"}}, Deadline::after_ms(2000));
-      oom_kills = status.value("oom_kills", std::int64_t{0});
-      if (status.contains("memory")) memory_failure = status["memory"].value("failure", "");
-    } catch (const Error&) {
-      // Unknown, then.
-    }
-  }
   {
     std::scoped_lock lock(mutex_);
-    if (slot_) {
-      if (auto status = slot_->shim->exit_status()) {
-        row_.exit_code = status->shell_code();
-        if (!by_wish && row_.reason.empty())
-          row_.reason = "the container ended by itself: " + status->text();
-      } else if (!by_wish && slot_->shim->lost()) {
-        row_.reason = "its shim ended, so it was killed";
-      }
-      if (!by_wish && !memory_failure.empty())
-        row_.reason = "its memory could not be read any more, so it was killed: " + memory_failure;
-      if (!by_wish && oom_kills > 0)
-        row_.reason = "it ran out of memory and was killed; raise resources.memory";
-    }
-    if (by_wish) row_.reason = why;
-    if (!by_wish && at == State::kReady && row_.exit_code && oom_kills == 0 &&
-        row_.started_from != "cold" && wall_us() - row_.ready_us < kSettledUs) {
-      died_of.row.id = row_.started_from;
-      row_.outcome = name(Outcome::kAppFailed);
-      row_.reason = fmt::format("it died {} ms after it was restored: {}",
-                                (wall_us() - row_.ready_us) / 1000, row_.reason);
-    }
     slot = std::move(slot_);
     row_.slot.clear();
     row_.pid = 0;
@@ -742,7 +733,7 @@ void Replica::finish() {
       command_done_.notify_all();
     }
   }
-  if (!died_of.row.id.empty())
+  if (!died_of.empty())
     services_.checkpoints.restore_ended(died_of, Outcome::kAppFailed, row_.reason);
   services_.gate.drop(row_.id);
   // Its shim may hold a dump in memory that is being written.
@@ -750,8 +741,70 @@ void Replica::finish() {
     services_.checkpoints.wait_collected(collecting_, Deadline::after_ms(10 * 60'000));
   services_.slots.destroy(std::move(slot));
   fault_point("stop.removed");
-  move(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
+  move_to_end(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
   services_.checkpoints.replica_ended();
+}
+
+// Drain, SIGTERM, SIGKILL.
+void Replica::end_container(State at, bool by_wish) {
+  bool alive = slot_ && !readable(slot_->shim->ended_fd());
+  services_.gate.close(row_.pod, row_.id);
+  std::int64_t grace = plan_.spec.stop_grace_us;
+  std::string why = stop_reason();
+  if (by_wish && alive && at == State::kReady) {
+    move(Event::kDrain, why + ": connections finish first", {}, true);
+    fault("stop.draining");
+    services_.gate.drain(row_.id, grace);
+  }
+  if (by_wish && state() != State::kStopping) move(Event::kStop, why, {}, true);
+  if (by_wish) fault("stop.stopping");
+  if (!alive || !row_.pid) return;
+  // A standby is frozen: it has nothing to finish, and could not hear it.
+  if (at != State::kStandby)
+    slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
+  fault("stop.signalled");
+  if (!by_wish || at == State::kStandby ||
+      !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
+    slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
+  wait_readable(slot_->shim->ended_fd(), Deadline::after_ms(5000));
+}
+
+// Writes into the row how it ended. The checkpoint to blame for it, or "".
+std::string Replica::read_end(State at, bool by_wish) {
+  std::int64_t oom_kills = 0;
+  std::string memory_failure, died_of, why = stop_reason();
+  if (slot_) {
+    try {
+      nlohmann::json status = slot_->shim->call({{"op", "status"}}, Deadline::after_ms(2000));
+      oom_kills = status.value("oom_kills", std::int64_t{0});
+      if (status.contains("memory")) memory_failure = status["memory"].value("failure", "");
+    } catch (const std::exception&) {
+      // Unknown, then.
+    }
+  }
+  std::scoped_lock lock(mutex_);
+  if (slot_) {
+    if (auto status = slot_->shim->exit_status()) {
+      row_.exit_code = status->shell_code();
+      if (!by_wish && row_.reason.empty())
+        row_.reason = "the container ended by itself: " + status->text();
+    } else if (!by_wish && slot_->shim->lost()) {
+      row_.reason = "its shim ended, so it was killed";
+    }
+    if (!by_wish && !memory_failure.empty())
+      row_.reason = "its memory could not be read any more, so it was killed: " + memory_failure;
+    if (!by_wish && oom_kills > 0)
+      row_.reason = "it ran out of memory and was killed; raise resources.memory";
+  }
+  if (by_wish) row_.reason = why;
+  if (!by_wish && at == State::kReady && row_.exit_code && oom_kills == 0 &&
+      row_.started_from != "cold" && wall_us() - row_.ready_us < kSettledUs) {
+    died_of = row_.started_from;
+    row_.outcome = name(Outcome::kAppFailed);
+    row_.reason = fmt::format("it died {} ms after it was restored: {}",
+                              (wall_us() - row_.ready_us) / 1000, row_.reason);
+  }
+  return died_of;
 }
 
 }  // namespace thaw::lifecycle

@@ -89,12 +89,17 @@ class Replica {
   void open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure);
   void serve();
   void finish();
-  void move(Event event, const std::string& message,
+  void end_container(State at, bool by_wish);
+  std::string read_end(State at, bool by_wish);
+  void move(Event event, const std::string& message, nlohmann::json data = nlohmann::json::object(),
+            bool anyway = false);
+  void move_to_end(Event event, const std::string& message);
+  void note(const std::string& type, const std::string& message,
             nlohmann::json data = nlohmann::json::object());
-  void note(const std::string& type, const std::string& message);
   void add_phases(const nlohmann::json& phases, const std::string& prefix);
   void save();
   bool stop_asked() const;
+  std::string stop_reason() const;
   std::string log_dir() const;
   std::uint64_t memory_bytes() const;
   void fault(FaultName name) const;
@@ -111,6 +116,8 @@ class Replica {
   State state_ = State::kPreparing;
   std::unique_ptr<Slot> slot_;
   bool stop_ = false, detach_ = false, adopted_ = false;
+  bool given_up_ = false;  // its owner waits for the thread to end
+  std::vector<state::EventRow> unwritten_;
   bool standby_ = false;  // not taken yet
   std::string stop_reason_;
   std::string collecting_;           // the checkpoint that it was dumped into last

@@ -74,6 +74,12 @@ void fault(FaultName name, Victim one = {}, Victim other = {}) {
   fault_point(name, {{"daemon", ::getppid()}, one, other});
 }
 
+// Nobody reads a shim's stderr but the daemon's journal.
+void complain(const std::string& what) {
+  std::string line = "thaw shim: " + what + "\n";
+  [[maybe_unused]] ssize_t n = ::write(2, line.data(), line.size());
+}
+
 class Shim {
  public:
   explicit Shim(std::string directory) : control_(kControlNumber) {
@@ -106,6 +112,7 @@ class Shim {
 
   void handle(Message message);
   void answer(const json& id, const std::function<json()>& work);
+  void on_thread(const json& id, std::function<void()> work);
   void send(const json& body, const std::vector<int>& descriptors = {});
   void begin(Stage from, Stage to, const char* what);
   void took_init(Process init);
@@ -177,7 +184,12 @@ int Shim::run() {
       if (found == handlers_.end()) continue;
       auto handler = found->second;
       lock.unlock();
-      handler();
+      try {
+        handler();
+      } catch (const std::exception& error) {
+        // Our end would be the container's.
+        complain(error.what());
+      }
     }
   }
   return 0;
@@ -216,6 +228,17 @@ void Shim::answer(const json& id, const std::function<json()>& work) {
   send(reply);
 }
 
+void Shim::on_thread(const json& id, std::function<void()> work) {
+  try {
+    std::thread(std::move(work)).detach();
+  } catch (const std::system_error& error) {
+    answer(id, [&]() -> json {
+      throw Error(Code::kExhausted, "start a thread", "", error.what(),
+                  "let the host or Thaw's cgroup have more processes");
+    });
+  }
+}
+
 // Long operations run on a thread of their own, so that the loop goes on moving output and hears a
 // kill.
 void Shim::handle(Message message) {
@@ -223,7 +246,7 @@ void Shim::handle(Message message) {
   json id = request.value("id", json());
   std::string operation = request.value("op", "");
   auto later = [&](std::function<json()> work) {
-    std::thread([this, id, work = std::move(work)] { answer(id, work); }).detach();
+    on_thread(id, [this, id, work = std::move(work)] { answer(id, work); });
   };
   if (operation == "prepare") {
     answer(id, [&] { return prepare(request, message.descriptors); });
@@ -248,7 +271,7 @@ void Shim::handle(Message message) {
     });
   } else if (operation == "execute") {
     auto descriptors = std::make_shared<std::vector<Fd>>(std::move(message.descriptors));
-    std::thread([this, id, request, descriptors] {
+    on_thread(id, [this, id, request, descriptors] {
       json reply{{"id", id}};
       std::vector<int> attached;
       Fd keep;
@@ -258,7 +281,7 @@ void Shim::handle(Message message) {
         reply["error"] = error_json(error);
       }
       send(reply, attached);
-    }).detach();
+    });
   } else if (operation == "session-signal") {
     answer(id, [&] {
       std::scoped_lock lock(mutex_);
@@ -934,6 +957,7 @@ void Shim::read_notifications() {
                        json(std::string(text, static_cast<std::size_t>(n)))
                            .dump(-1, ' ', false, json::error_handler_t::replace) +
                        "\n";
+    // One that cannot be written, as on a full disk, is dropped; the next may be.
     Fd file = Fd::open(paths_.notify(), O_WRONLY | O_CREAT | O_APPEND, 0600);
     struct stat info;
     // A chatty program (WATCHDOG=1 every second) must not fill the disk.
@@ -983,9 +1007,7 @@ int shim_main(int argc, char** argv) {
   try {
     return Shim(argv[2]).run();
   } catch (const std::exception& error) {
-    // Nobody reads a shim's stderr but the daemon's journal.
-    std::string line = std::string("thaw shim: ") + error.what() + "\n";
-    [[maybe_unused]] ssize_t n = ::write(2, line.data(), line.size());
+    complain(error.what());
     return 1;
   }
 }

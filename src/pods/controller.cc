@@ -25,6 +25,7 @@
 #include "util/error.h"
 #include "util/fault.h"
 #include "util/file.h"
+#include "util/finally.h"
 #include "util/log.h"
 
 namespace thaw::pods {
@@ -37,6 +38,7 @@ using lifecycle::State;
 constexpr int kKeptReplicas = 20;  // ended ones, for `thaw ps -a`
 constexpr std::int64_t kFirstPauseUs = 1'000'000, kLongestPauseUs = 300'000'000;
 constexpr std::int64_t kRefillPauseUs = 300'000;
+constexpr std::int64_t kTroublePauseUs = 1'000'000;
 constexpr std::int64_t kSettledUs =
     60'000'000;  // a replica that was ready this long has ended a crash loop
 
@@ -129,7 +131,12 @@ struct Controller::Impl {
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
         gate(gateway) {
-    database.put_setting("network_instance", std::to_string(network.instance()));
+    // Only a preference: a full disk must not keep the daemon from taking back its replicas.
+    try {
+      database.put_setting("network_instance", std::to_string(network.instance()));
+    } catch (const Error& error) {
+      log::warn("the network's number could not be written down", {{"error", error.what()}});
+    }
   }
 
   checkpoint::CriuInstall find_criu() {
@@ -171,6 +178,10 @@ struct Controller::Impl {
   std::map<std::string, Pod> pods;
   std::map<std::string, std::shared_ptr<Replica>> replicas;
   bool closing = false, running = false;
+  std::vector<std::pair<state::ReplicaRow, std::string>> lost;  // with an earlier daemon, and why
+  bool recovered = false;
+  std::map<std::string, std::string> troubles;  // what the reconciler cannot do, and why; its own
+  std::set<std::string> in_change;              // pods that are being deployed or removed
   std::thread reconciler;
 
   lifecycle::Services services() { return {settings, database, slots, checkpoints, turns, gate}; }
@@ -186,12 +197,12 @@ struct Controller::Impl {
   }
 
   // On the gateway's thread, which others wait for while they hold our mutex.
-  void needs_more(const std::string& pod) {
+  void needs_more(const std::string& pod, bool now = true) {
     {
       std::scoped_lock lock(needy_mutex);
       needy.insert(pod);
     }
-    signal_event(wake);
+    if (now) signal_event(wake);
   }
 
   Pod& find_pod(const std::string& name) {
@@ -226,20 +237,67 @@ struct Controller::Impl {
     return ports;
   }
 
+  void unpublish(const std::string& name) {
+    if (front) front->routes().remove(name);
+    links.set(name, {});
+    gateway.unpublish(name);
+  }
+
+  // One deploy or removal of a pod at a time: whoever holds the result has its turn. Before any
+  // lock on our mutex, and given back after it.
+  auto change(const std::string& name) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return closing || in_change.insert(name).second; });
+    if (closing)
+      throw Error(Code::kUnavailable, "change pod", name, "the daemon ends",
+                  "ask again when it runs again");
+    return Finally([this, name] {
+      std::scoped_lock again(mutex);
+      in_change.erase(name);
+      changed.notify_all();
+    });
+  }
+
+  // Written down first: what could not be written has not happened.
+  void store(Pod& pod, state::PodRow row, const char* type = nullptr,
+             const std::string& message = {}) {
+    database.transaction([&] {
+      database.put_pod(row);
+      if (type) database.append_event({.type = type, .pod = row.name, .message = message});
+    });
+    pod.row = std::move(row);
+  }
+
   void load_pods() {
     for (auto& row : database.pods()) {
       Pod pod;
       pod.row = row;
       try {
         pod.spec = from_json(row.spec);
-        pod.plan = plan_for(pod.spec, row.version);
+        // First: a replica that lives on is reached even when no other could start.
         publish(pod.spec);
+        pod.plan = plan_for(pod.spec, row.version);
       } catch (const std::exception& error) {
         pod.broken = error.what();
         log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
       }
       pods.emplace(row.name, std::move(pod));
     }
+  }
+
+  // For a replica that runs already. One of an earlier version makes no checkpoint: it would be
+  // taken for one of the present version. Nor does one whose pod has no plan at the moment, since
+  // its image, rootfs or a mount is not there; it runs on all the same.
+  static PodPlan plan_of_living(const Pod& pod, std::int64_t version) {
+    PodPlan plan = pod.plan.value_or(PodPlan{});
+    plan.spec = pod.spec;
+    plan.spec.name = pod.row.name;
+    plan.version = version;
+    if (!pod.plan)
+      plan.checkpoint = {false, pod.broken};
+    else if (version != pod.row.version)
+      plan.checkpoint = {false, "it is of an earlier version"};
+    return plan;
   }
 
   // Replicas live on in their slots; each is taken back, or cleaned up and written down as ended.
@@ -250,7 +308,7 @@ struct Controller::Impl {
       if (!row.slot.empty())
         by_slot.emplace(row.slot, row);
       else
-        end_row(row, "the daemon ended while it was " + row.state);
+        lost.emplace_back(row, "the daemon ended while it was " + row.state);
     }
     for (const std::string& name : slots.found()) {
       auto slot = slots.adopt(name);
@@ -265,23 +323,42 @@ struct Controller::Impl {
       State state = lifecycle::parse_state(row.state).value_or(State::kFailed);
       bool half = state == State::kPreparing || state == State::kStarting ||
                   state == State::kRestoring || state == State::kValidating;
-      if (!slot || half || pod == pods.end() || !pod->second.plan) {
+      if (!slot || half || pod == pods.end()) {
+        std::string why = half    ? "the daemon ended while it was " + row.state
+                          : !slot ? "its shim was gone when the daemon started"
+                                  : "its pod was gone when the daemon started";
         slots.destroy(std::move(slot));
-        end_row(row, half ? "the daemon ended while it was " + row.state
-                          : "its shim was gone when the daemon started");
+        lost.emplace_back(row, why);
         continue;
       }
-      PodPlan plan = *pod->second.plan;
-      plan.version = row.version;
+      PodPlan plan = plan_of_living(pod->second, row.version);
       std::string id = row.id;
       // What connections called for under the earlier daemon is not known any more; the replicas
       // that serve go as if their last connection had ended now.
-      if (state != State::kStandby) ++pod->second.demand;
+      if (state != State::kStandby && row.intent != "stop" &&
+          row.version == pod->second.row.version)
+        ++pod->second.demand;
       pod->second.demand_check_us = monotonic_us() + pod->second.spec.keep_warm_us;
       replicas.emplace(id, std::make_shared<Replica>(services(), std::move(plan), std::move(row),
                                                      std::move(slot), [this] { poke(); }));
     }
-    for (auto& [name, row] : by_slot) end_row(row, "its shim was gone when the daemon started");
+    for (auto& [name, row] : by_slot)
+      lost.emplace_back(row, "its shim was gone when the daemon started");
+  }
+
+  // What an earlier daemon left. Again and again until it can be written down.
+  void clean_up(std::int64_t& next_us) {
+    if (!lost.empty())
+      attempt("write down lost replicas", next_us, [this] {
+        for (; !lost.empty(); lost.pop_back()) end_row(lost.back().first, lost.back().second);
+      });
+    if (!recovered)
+      recovered = attempt("recover checkpoints", next_us, [this] {
+        checkpoints.recover([this](const std::string& name) -> std::optional<PodPlan> {
+          auto found = pods.find(name);
+          return found == pods.end() ? std::nullopt : found->second.plan;
+        });
+      });
   }
 
   void end_row(state::ReplicaRow row, const std::string& reason) {
@@ -291,9 +368,11 @@ struct Controller::Impl {
     row.slot.clear();
     row.pid = 0;
     row.gate_open = false;
-    database.put_replica(row);
-    database.append_event(
-        {.type = "replica." + row.state, .pod = row.pod, .replica = row.id, .message = reason});
+    database.transaction([&] {
+      database.put_replica(row);
+      database.append_event(
+          {.type = "replica." + row.state, .pod = row.pod, .replica = row.id, .message = reason});
+    });
   }
 
   void reconcile_loop() {
@@ -305,7 +384,7 @@ struct Controller::Impl {
       if (!gone.empty()) {
         lock.unlock();
         gone.clear();  // joins their threads
-        database.prune_replicas(kKeptReplicas);
+        attempt("prune replicas", next_us, [this] { database.prune_replicas(kKeptReplicas); });
         lock.lock();
         changed.notify_all();
       }
@@ -314,10 +393,15 @@ struct Controller::Impl {
         std::scoped_lock needs(needy_mutex);
         needing.swap(needy);
       }
+      clean_up(next_us);
       bool short_of_memory = pressure.is_short(next_us);
       for (auto& [name, pod] : pods) {
-        follow_demand(pod, needing.contains(name), next_us);
-        reconcile(pod, short_of_memory, next_us);
+        bool called = needing.contains(name);
+        bool done = attempt("reconcile pod " + name, next_us, [&] {
+          follow_demand(pod, called, next_us);
+          reconcile(pod, short_of_memory, next_us);
+        });
+        if (!done && called) needs_more(name, false);
       }
       if (closing) break;
       lock.unlock();
@@ -328,6 +412,28 @@ struct Controller::Impl {
       if (fds[1].revents & POLLPRI) pressure.noticed();
       lock.lock();
     }
+  }
+
+  // A host that has no disk, memory or threads left must not end the daemon, and with it all
+  // traffic: what one piece of a round could not do is tried again soon. False when it could not.
+  bool attempt(const std::string& what, std::int64_t& next_us, const std::function<void()>& work) {
+    std::string why;
+    try {
+      work();
+    } catch (const std::exception& error) {
+      why = error.what();
+      next_us = std::min(next_us, monotonic_us() + kTroublePauseUs);
+    }
+    std::string& told = troubles[what];
+    if (!why.empty() && why != told)
+      log::error("the controller cannot do its work; it goes on trying",
+                 {{"what", what}, {"error", why}});
+    bool fine = why.empty();
+    if (fine)
+      troubles.erase(what);
+    else
+      told = why;
+    return fine;
   }
 
   // Grows at once, shrinks when less was enough for a while.
@@ -394,21 +500,29 @@ struct Controller::Impl {
   }
 
   void reconcile(Pod& pod, bool short_of_memory, std::int64_t& next_us) {
-    if (!pod.plan) return;
     std::int64_t wanted = desired(pod);
-    std::vector<Replica*> current, old, standbys;
+    // As they are now: they go on changing while this looks at them.
+    struct Seen {
+      bool ready;
+      std::int64_t created_us;
+      Replica* replica;
+    };
+    std::vector<Seen> current;
+    std::vector<Replica*> old, standbys;
     std::int64_t ready = 0;
     for (auto& [id, replica] : replicas) {
       state::ReplicaRow row = replica->row();
       if (row.pod != pod.row.name || row.intent == "stop" || lifecycle::ended(replica->state()))
         continue;
-      bool fresh = row.version == pod.row.version;
-      (!fresh ? old : replica->resting() ? standbys : current).push_back(replica.get());
-      if (fresh && replica->state() == State::kReady) ++ready;
+      if (row.version != pod.row.version)
+        old.push_back(replica.get());
+      else if (replica->resting())
+        // Those that wait already, before those that are still being restored.
+        standbys.insert(row.state == "standby" ? standbys.begin() : standbys.end(), replica.get());
+      else
+        current.push_back({row.gate_open, row.created_us, replica.get()});
     }
-    // Those that wait already, before those that are still being restored.
-    std::stable_partition(standbys.begin(), standbys.end(),
-                          [](Replica* one) { return one->state() == State::kStandby; });
+    for (const auto& one : current) ready += one.ready;
     if (!standbys.empty() && standbys.front()->state() == State::kStandby) pod.standby_failures = 0;
     std::int64_t missing = wanted - static_cast<std::int64_t>(current.size());
     std::int64_t now = monotonic_us();
@@ -419,7 +533,7 @@ struct Controller::Impl {
         // The next is made when the one that is needed now has had the machine for a moment.
         pod.standby_pause_us = std::max(pod.standby_pause_us, now + kRefillPauseUs);
       }
-    for (; missing > 0; --missing) {
+    for (; missing > 0 && pod.plan; --missing) {
       if (pod.pause_until_us > now) {
         next_us = std::min(next_us, pod.pause_until_us);
         break;
@@ -427,14 +541,13 @@ struct Controller::Impl {
       add_replica(pod, requested, false);
     }
     // The ones that are not ready go first, then the youngest.
-    std::sort(current.begin(), current.end(), [](Replica* a, Replica* b) {
-      bool a_ready = a->state() == State::kReady, b_ready = b->state() == State::kReady;
-      return a_ready != b_ready ? b_ready : a->row().created_us > b->row().created_us;
+    std::sort(current.begin(), current.end(), [](const Seen& a, const Seen& b) {
+      return a.ready != b.ready ? b.ready : a.created_us > b.created_us;
     });
     for (std::int64_t extra = static_cast<std::int64_t>(current.size()) - wanted, i = 0; i < extra;
          ++i)
-      current[static_cast<std::size_t>(i)]->stop(pod.row.stopped ? "the pod was stopped"
-                                                                 : "scaled down");
+      current[static_cast<std::size_t>(i)].replica->stop(pod.row.stopped ? "the pod was stopped"
+                                                                         : "scaled down");
     if (ready >= wanted)
       for (Replica* replica : old)
         replica->stop(wanted ? "a new version has taken over" : "the pod was stopped");
@@ -453,7 +566,7 @@ struct Controller::Impl {
       why = "memory is short";
     }
     for (; standbys.size() > wanted; standbys.pop_back()) standbys.back()->stop(why);
-    if (standbys.size() >= wanted || !pod.plan->checkpoint.enabled ||
+    if (standbys.size() >= wanted || !pod.plan || !pod.plan->checkpoint.enabled ||
         newest_checkpoint(pod).empty())
       return;
     if (std::int64_t now = monotonic_us(); pod.standby_pause_us > now) {
@@ -542,10 +655,8 @@ void Controller::start() {
   impl_->adopt_replicas();
   impl_->network.remove_stray_interfaces();
   impl_->slots.start_refill();
-  impl_->checkpoints.recover([this](const std::string& name) -> std::optional<PodPlan> {
-    auto found = impl_->pods.find(name);
-    return found == impl_->pods.end() ? std::nullopt : found->second.plan;
-  });
+  std::int64_t later = INT64_MAX;
+  impl_->clean_up(later);
   impl_->running = true;
   impl_->reconciler = std::thread([this] { impl_->reconcile_loop(); });
 }
@@ -561,10 +672,15 @@ void Controller::shutdown(bool stop_replicas) {
   }
   impl.reconciler.join();
   for (auto& [id, replica] : impl.replicas) {
-    if (stop_replicas)
-      replica->stop("the daemon ends");
-    else
-      replica->detach();
+    try {
+      if (stop_replicas)
+        replica->stop("the daemon ends");
+      else
+        replica->detach();
+    } catch (const std::exception& error) {
+      // It is ended below all the same.
+      log::warn("a stop could not be written down", {{"replica", id}, {"error", error.what()}});
+    }
   }
   impl.replicas.clear();
   impl.checkpoints.close();
@@ -584,33 +700,32 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   state::PodSpec spec = wanted;
   validate(spec, spec.name);
   DeployResult result;
-  std::int64_t version = 1;
+  auto turn = impl.change(spec.name);
+  std::optional<Impl::Pod> before;
   {
     std::scoped_lock lock(impl.mutex);
-    auto found = impl.pods.find(spec.name);
-    result.created = found == impl.pods.end();
-    if (!result.created) {
-      version = found->second.row.version;
-      // A port that Thaw chose stays the same over versions.
-      for (auto& port : spec.ports)
-        for (const auto& old : found->second.spec.ports)
-          if (port.host == 0 && old.container == port.container && old.address == port.address)
-            port.host = old.host;
-    }
+    if (auto found = impl.pods.find(spec.name); found != impl.pods.end()) before = found->second;
   }
-  PodPlan plan = impl.plan_for(spec, version);
+  result.created = !before;
+  if (before)
+    // A port that Thaw chose stays the same over versions.
+    for (auto& port : spec.ports)
+      for (const auto& old : before->spec.ports)
+        if (port.host == 0 && old.container == port.container && old.address == port.address)
+          port.host = old.host;
+  PodPlan plan = impl.plan_for(spec, before ? before->row.version : 1);
   std::vector<gateway::PublishedPort> ports = impl.publish(spec);
   for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
   plan.spec.ports = spec.ports;
 
   std::scoped_lock lock(impl.mutex);
-  Impl::Pod& pod = impl.pods[spec.name];
+  // Anything but the specification may have changed meanwhile.
+  Impl::Pod pod = before ? impl.pods.at(spec.name) : Impl::Pod{};
   nlohmann::json json = to_json(spec);
   result.changed = result.created || pod.row.spec != json || pod.row.program != plan.program;
   bool crash_loop = pod.failures > 0;
   if (result.changed) {
     plan.version = result.created ? 1 : pod.row.version + 1;
-    if (!result.created) impl.database.clear_backoff(plan.fingerprint);
     pod.row.name = spec.name;
     pod.row.version = plan.version;
     pod.row.spec = json;
@@ -621,19 +736,35 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     pod.row.updated_us = wall_us();
     if (result.created) pod.row.created_us = pod.row.updated_us;
     pod.spec = spec;
+  }
+  if (result.changed || !pod.plan) {
+    plan.version = pod.row.version;
     pod.plan = plan;
     pod.broken.clear();
   }
   if (result.changed || crash_loop) pod.failures = 0, pod.pause_until_us = 0;
   pod.row.stopped = false;
   pod.requested_us = monotonic_us();
-  impl.database.transaction([&] {
-    impl.database.put_pod(pod.row);
-    if (result.changed)
-      impl.database.append_event({.type = result.created ? "pod.deployed" : "pod.updated",
-                                  .pod = spec.name,
-                                  .message = fmt::format("version {} deployed", pod.row.version)});
-  });
+  try {
+    impl.database.transaction([&] {
+      if (result.changed && !result.created) impl.database.clear_backoff(plan.fingerprint);
+      impl.database.put_pod(pod.row);
+      if (result.changed)
+        impl.database.append_event(
+            {.type = result.created ? "pod.deployed" : "pod.updated",
+             .pod = spec.name,
+             .message = fmt::format("version {} deployed", pod.row.version)});
+    });
+  } catch (const Error&) {
+    if (before)
+      impl.publish(before->spec);
+    else
+      impl.unpublish(spec.name);
+    throw;
+  }
+  Impl::Pod& now = impl.pods.insert_or_assign(spec.name, std::move(pod)).first->second;
+  // Of a client that came as soon as its port was there, and was nobody's yet.
+  impl.needs_more(spec.name);
   if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
     result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
   if (plan.checkpoint.enabled)
@@ -642,7 +773,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
         result.warnings.push_back("env." + key +
                                   " looks like a secret: the checkpoint holds it; give it as a "
                                   "file under `secrets`");
-  result.pod = impl.view(pod);
+  result.pod = impl.view(now);
   impl.poke_locked();
   return result;
 }
@@ -671,19 +802,17 @@ PodView Controller::scale(const std::string& name, int replicas, std::int64_t wa
   if (!pod->plan)
     throw Error(Code::kUnavailable, "scale pod", name, pod->broken, "deploy it again");
   std::int64_t asked = monotonic_us();
-  pod->row.desired = replicas;
-  pod->row.stopped = false;
-  pod->row.updated_us = wall_us();
+  state::PodRow row = pod->row;
+  row.desired = replicas;
+  row.stopped = false;
+  row.updated_us = wall_us();
+  impl.store(*pod, std::move(row), "pod.scaled", fmt::format("{} replicas are wanted", replicas));
   pod->requested_us = asked;
   pod->failures = 0;
   pod->pause_until_us = 0;
   // From now on the user's word counts; those who wait at the gate are still served.
   pod->demand = impl.gateway.need(name).held;
   pod->demand_check_us = asked + pod->spec.keep_warm_us;
-  impl.database.put_pod(pod->row);
-  impl.database.append_event({.type = "pod.scaled",
-                              .pod = name,
-                              .message = fmt::format("{} replicas are wanted", replicas)});
   impl.poke_locked();
   if (wait_us <= 0) return impl.view(*pod);
   Deadline deadline = Deadline::after_us(wait_us);
@@ -708,30 +837,34 @@ PodView Controller::scale(const std::string& name, int replicas, std::int64_t wa
 void Controller::stop(const std::string& name) {
   std::scoped_lock lock(impl_->mutex);
   Impl::Pod& pod = impl_->find_pod(name);
-  pod.row.stopped = true;
-  pod.row.updated_us = wall_us();
-  impl_->database.put_pod(pod.row);
-  impl_->database.append_event(
-      {.type = "pod.stopped", .pod = name, .message = "stop was asked for"});
+  state::PodRow row = pod.row;
+  row.stopped = true;
+  row.updated_us = wall_us();
+  impl_->store(pod, std::move(row), "pod.stopped", "stop was asked for");
   impl_->poke_locked();
 }
 
 void Controller::remove(const std::string& name, bool force) {
   Impl& impl = *impl_;
+  {
+    std::scoped_lock lock(impl.mutex);
+    impl.find_pod(name);
+  }
+  auto turn = impl.change(name);
   std::unique_lock lock(impl.mutex);
+  if (!impl.pods.contains(name)) return;  // somebody else has removed it
   Impl::Pod& pod = impl.find_pod(name);
   int total = impl.view(pod).total;
   if (total && !force && !pod.row.stopped)
     throw Error(Code::kConflict, "remove pod", name, fmt::format("{} replicas run", total),
                 "stop it first, or use --force");
-  pod.row.stopped = true;
-  impl.database.put_pod(pod.row);
+  state::PodRow row = pod.row;
+  row.stopped = true;
+  impl.store(pod, std::move(row));
   impl.poke_locked();
   fault_point("pod.stopped");
   Deadline deadline = Deadline::after_us(pod.spec.stop_grace_us * 2 + 60'000'000);
   for (;;) {
-    auto found = impl.pods.find(name);
-    if (found == impl.pods.end()) return;
     if (impl.count(name) == 0) break;
     if (impl.closing)
       throw Error(Code::kUnavailable, "remove pod", name, "the daemon ends",
@@ -742,15 +875,13 @@ void Controller::remove(const std::string& name, bool force) {
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
   fault_point("pod.ended");
-  if (impl.front) impl.front->routes().remove(name);
-  impl.links.set(name, {});
-  impl.gateway.unpublish(name);
-  impl.pods.erase(name);
   impl.database.transaction([&] {
     impl.database.remove_pod(name);
     impl.checkpoints.forget_pod(name);
     impl.database.append_event({.type = "pod.removed", .pod = name, .message = "removed"});
   });
+  impl.unpublish(name);
+  impl.pods.erase(name);
   lock.unlock();
   fault_point("pod.removed");
   impl.checkpoints.replica_ended();
@@ -785,10 +916,12 @@ void Controller::stop_replica(const std::string& text) {
   state::ReplicaRow row = replica(text);
   std::scoped_lock lock(impl_->mutex);
   Impl::Pod& pod = impl_->find_pod(row.pod);
-  impl_->live_replica(row.id).stop("stop was asked for");
+  Replica& replica = impl_->live_replica(row.id);
   // The pod wants one less from now on; else another would take its place at once.
-  if (row.version == pod.row.version && pod.row.desired > 0) --pod.row.desired;
-  impl_->database.put_pod(pod.row);
+  replica.stop("stop was asked for");
+  state::PodRow wanted = pod.row;
+  if (row.version == wanted.version && wanted.desired > 0) --wanted.desired;
+  impl_->store(pod, std::move(wanted));
   impl_->poke_locked();
 }
 

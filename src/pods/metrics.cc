@@ -1,5 +1,7 @@
 #include "pods/metrics.h"
 
+#include "util/log.h"
+
 namespace thaw::pods {
 namespace {
 
@@ -61,11 +63,14 @@ void Metrics::close() { closing_ = true; }
 
 void Metrics::loop() {
   while (!closing_) {
-    std::int64_t seen;
-    {
+    std::int64_t seen = INT64_MAX;
+    try {
       std::scoped_lock lock(mutex_);
       catch_up();
       seen = seen_;
+    } catch (const std::exception& error) {
+      // Tried again in a turn.
+      log::warn("events could not be counted", {{"error", error.what()}});
     }
     // Rows of ended replicas are kept for a while only, so they are read as soon as they end.
     database_.wait_events(seen, kTurnUs);

@@ -22,9 +22,9 @@ GATEWAY = "10.77.0.1"  # the gateway's source address inside a replica; probes c
 class Pod:
     """A pod of inside/server.py, with a folder of the host at /ctl where it leaves notes."""
 
-    def __init__(self, daemon, name="web", when=None, env=None, max=4, checkpoint=None, **more):  # noqa: A002: as in a specification
+    def __init__(self, daemon, name="web", when=None, env=None, max=4, checkpoint=None, folder=None, **more):  # noqa: A002: as in a specification
         self.daemon, self.name, self.since = daemon, name, 0
-        self.ctl = pathlib.Path(tempfile.mkdtemp(prefix=f"ctl-{name}-", dir=daemon.data))
+        self.ctl = pathlib.Path(tempfile.mkdtemp(prefix=f"ctl-{name}-", dir=folder or daemon.data))
         self.ctl.chmod(0o777)
         self.port = thawtest.free_port()
         self.spec = {

@@ -1,8 +1,15 @@
 """What checkpoints may take on disk: those used longest ago make room, none in use does, and what would not fit is not begun."""
 
+import contextlib
+import errno
+import os
+import signal
+import socket
+import tempfile
+
 import thawtest
 from common import Pod, run
-from thawtest import check, equal
+from thawtest import check, equal, wait_for
 
 GO = {"file": "/ctl/go"}
 MIB = 1 << 20
@@ -66,19 +73,37 @@ def test_quota():
         equal(daemon.destroy(), [], "what had to be ended by force")
 
 
-def test_full_disk():
-    """A disk without room: no dump is begun, the pod serves, and the event says what to do."""
-    with thawtest.Daemon() as daemon:
-        daemon.stop()
-        # A small disk of its own for the checkpoints.
-        folder = daemon.data / "checkpoints"
-        disk = daemon.data / "disk"
+@contextlib.contextmanager
+def small_disk(folder, mib):
+    """A disk of its own, mounted at the folder."""
+    with tempfile.TemporaryDirectory(prefix="thaw-disk-", dir="/var/tmp") as beside:
+        disk = os.path.join(beside, "disk")
         with open(disk, "wb") as file:
-            file.truncate(320 * MIB)
+            file.truncate(mib * MIB)
         run("mkfs.ext4", "-q", "-F", "-m", "0", disk)
         run("mount", "-o", "loop", disk, folder)
         try:
             run("rmdir", folder / "lost+found")
+            yield
+        finally:
+            if os.path.ismount(folder):  # a daemon's end may have taken it away
+                run("umount", folder)
+
+
+def fill(file):
+    """Writes a file until its disk is full."""
+    with open(file, "wb", buffering=0) as out:
+        for size in (MIB, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(bytes(size))
+
+
+def test_full_disk():
+    """A disk without room: no dump is begun, the pod serves, and the event says what to do."""
+    with thawtest.Daemon() as daemon:
+        daemon.stop()
+        with small_disk(daemon.data / "checkpoints", 320):
             daemon.start()
             pod = pod_of(daemon, "large", 100)
             ready = pod.wait_event("replica.ready")
@@ -88,8 +113,52 @@ def test_full_disk():
             equal(daemon.api("GET", "/v1/pods/large")["checkpoint"]["backoff"], None, "a full disk is not held against the program")
             daemon.clear()
             daemon.stop()
-        finally:
-            run("umount", folder)
+
+
+TELL = "import os, socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"
+
+
+def test_full_data_directory():
+    """All of the data directory is full: what runs runs on, what cannot be written is refused and changes nothing, and a replica that ends
+    meanwhile is replaced when there is room again. A daemon that starts then takes back what runs."""
+    daemon = thawtest.Daemon()
+    with small_disk(daemon.data, 100), tempfile.TemporaryDirectory(prefix="thaw-ctl-", dir="/var/tmp") as beside, daemon:
+        daemon.mark.touch()
+        pod = Pod(daemon, folder=beside)
+        pod.deploy(wait=True)
+        first = pod.only_replica()
+        other = Pod(daemon, "other", folder=beside)
+        filler = daemon.data / "filler"
+        fill(filler)
+        for words in (("scale", "web", "2"), ("stop", "web"), ("checkpoint", "create", "web")):
+            refused = daemon.cli(*words, check_exit=False)
+            check(refused.returncode == 1 and "disk" in refused.stderr or words[0] == "checkpoint", f"`thaw {words}`: {refused.returncode}, {refused.stderr}")
+        try:
+            other.deploy()
+            check(False, "a deploy that cannot be written down is taken")
+        except thawtest.ApiError as error:
+            check("free some disk space" in str(error), f"the refusal: {error}")
+        equal([p["name"] for p in daemon.api("GET", "/v1/pods")], ["web"], "the pods after a deploy that was refused")
+        equal(socket.socket().connect_ex(("127.0.0.1", other.port)), errno.ECONNREFUSED, "its port")
+        status = daemon.api("GET", "/v1/pods/web")
+        equal((status["desired"], status["stopped"]), (1, False), "the pod after what was refused")
+        daemon.exec(first["id"], "python3", "-S", "-c", TELL)
+        equal(pod.get()["identity"]["replica"], first["id"], "who serves on a full disk")
+
+        daemon.restart(kill=True)
+        equal(pod.get()["identity"]["replica"], first["id"], "who serves after a restart on a full disk")
+        os.kill(first["pid"], signal.SIGKILL)
+        wait_for(lambda: not daemon.replica(first["id"])["pid"] or not os.path.exists(f"/proc/{first['pid']}"), "its program is gone")
+        equal(daemon.cli("ls").returncode, 0, "the daemon answers")
+        filler.unlink()
+        second = pod.get(timeout=60)["identity"]["replica"]
+        check(second != first["id"], "a program that is gone answers")
+        row = daemon.replica(first["id"])
+        equal((row["state"], row["exit_code"]), ("failed", 137), f"the first one ({row['reason']})")
+        equal(pod.states(first["id"])[-2:], ["ready", "failed"], "its states")
+
+        daemon.clear()
+        daemon.stop()
 
 
 if __name__ == "__main__":

@@ -178,10 +178,12 @@ def test_criu_dies(daemon):
     waiting = common.shims(daemon)
     equal(len(waiting), daemon.slots, "prepared slots")
     for shim in waiting.values():
-        os.kill(common.criu_below(shim), signal.SIGKILL)
+        criu = common.criu_below(shim)
+        os.kill(criu, signal.SIGKILL)
+        wait_for(lambda criu=criu: common.process_state(criu) in ("Z", ""), "it is dead", step=0.001)
     with Knocker(daemon):
         rows = daemon.scale(pod.name, 2)
-        equal([row["started_from"] for row in rows], [checkpoint["id"]] * 2, "how they started: another CRIU takes the place of one that is gone")
+        equal([row["started_from"] for row in rows], [checkpoint["id"]] * 2, f"how they started: another CRIU takes the place of one that is gone ({[row['reason'] for row in rows]})")
         daemon.scale(pod.name, 0)
 
         # Both slots again, stopped; the one that is taken goes on until it restores, which it shows by its title.
