@@ -93,7 +93,8 @@ struct Front::Impl {
         listener(listen(options)),
         port(gateway::port_of(listener)),
         gateway(gateway),
-        shared{gateway, io, options, routes},
+        departures(io),
+        shared{gateway, io, options, routes, departures},
         acceptor(io, listener.get()),
         pause(io) {}
 
@@ -176,6 +177,7 @@ struct Front::Impl {
   gateway::Gateway& gateway;
   Routes routes;
   asio::io_context io{1};
+  Departures departures;
   Shared shared;
   asio::posix::stream_descriptor acceptor;
   asio::steady_timer pause;
@@ -200,6 +202,7 @@ Front::~Front() {
     error_code ignored;
     impl.acceptor.cancel(ignored);
     impl.pause.cancel(ignored);
+    impl.departures.close();
     for (auto& session : std::set(impl.sessions)) session->close();
   });
   // The sessions see that their sockets are closed, and end; then nothing is left to do.

@@ -26,8 +26,13 @@ Reach::~Reach() {
   gateway_.end_call(number_);
 }
 
-Task<Reach::End> Reach::connect(gateway::CallTarget target, Socket& client,
-                                std::function<void()> on_dropped) {
+void Reach::client_left() {
+  if (!pending_) return;
+  pending_->client_left = true;
+  pending_->settled.cancel();
+}
+
+Task<Reach::End> Reach::connect(gateway::CallTarget target, std::function<void()> on_dropped) {
   pending_ = std::make_shared<Pending>(io_);
   pending_->on_dropped = std::move(on_dropped);
   auto pending = pending_;
@@ -45,21 +50,11 @@ Task<Reach::End> Reach::connect(gateway::CallTarget target, Socket& client,
   };
   number_ = gateway_.call(std::move(target), std::move(events));
 
-  // A client that only sends more is not watched further; it shows when it is written to.
-  client.async_wait(Socket::wait_read, [pending, fd = client.native_handle()](error_code error) {
-    if (pending->over || pending->answer) return;
-    char byte;
-    ssize_t got = error ? 0 : ::recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (got > 0 || (got < 0 && errno == EAGAIN)) return;
-    pending->client_left = true;
-    pending->settled.cancel();
-  });
   while (!pending->answer && !pending->client_left) {
     error_code cancelled;
     co_await pending->settled.async_wait(asio::redirect_error(asio::use_awaitable, cancelled));
   }
   error_code ignored;
-  client.cancel(ignored);
   if (!pending->answer) co_return End::kClientLeft;
   if (auto* why = std::get_if<gateway::Refusal>(&*pending->answer)) {
     why_ = *why;

@@ -1,5 +1,5 @@
-// A coroutine's way to a pod: asks the gateway for a connection and waits for the answer, or for
-// the client to leave. While it lives, the replica counts it as in flight.
+// A coroutine's way to a pod: asks the gateway for a connection and waits for the answer, or until
+// it is told that the client has left. While it lives, the replica counts it as in flight.
 #pragma once
 
 #include "front/stream.h"
@@ -21,7 +21,8 @@ class Reach {
   enum class End { kReached, kRefused, kClientLeft };
   // Afterwards upstream() is connected, or why() is set. `on_dropped` is called when the replica
   // goes.
-  Task<End> connect(gateway::CallTarget target, Socket& client, std::function<void()> on_dropped);
+  Task<End> connect(gateway::CallTarget target, std::function<void()> on_dropped);
+  void client_left();  // connect ends
   Socket& upstream() { return *upstream_; }
   gateway::Refusal why() const { return why_; }
   const std::string& replica() const { return replica_; }

@@ -61,7 +61,8 @@ struct Session::Exchange {
   AnswerParser* answer = nullptr;
   RequestFacts facts;
   Reach reach;
-  bool keep_alive = true;  // as the client wishes
+  std::optional<Departures::Watch> departure;  // of the client, until its protocol is its own
+  bool keep_alive = true;                      // as the client wishes
   unsigned version = 11;
   bool head = false;  // the answer has no body
   Framing framing = Framing::kNone;
@@ -169,7 +170,9 @@ Task<bool> Session::one_request() {
   Exchange exchange(shared_);
   exchange.request.header_limit(kHeaderLimit);
   exchange.request.body_limit(kAnyLength);
-  within(client_->secure() && in_.empty() ? shared_.options.idle_us : shared_.options.header_us);
+  // From its first byte on, however slowly the others come.
+  bool begun = !client_->secure() || !in_.empty();
+  within(begun ? shared_.options.header_us : shared_.options.idle_us);
   while (!exchange.request.is_header_done()) {
     error_code error;
     if (!in_.empty()) {
@@ -188,7 +191,7 @@ Task<bool> Session::one_request() {
     error = {};
     std::size_t got = co_await hear(error);
     if (got == 0 || error) co_return false;
-    within(shared_.options.header_us);
+    if (!std::exchange(begun, true)) within(shared_.options.header_us);
   }
   within(shared_.options.stall_us);
 
@@ -222,11 +225,19 @@ Task<bool> Session::one_request() {
                            .bytes = static_cast<std::int64_t>(sizeof(Exchange) + kFirstRead +
                                                               in_.size() + target.size())};
   std::weak_ptr<Session> weak = weak_from_this();
-  Reach::End end = co_await exchange.reach.connect(std::move(call), client_->socket(), [weak] {
+  exchange.departure.emplace(shared_.departures, client_->socket().native_handle(),
+                             [this, &exchange] {
+                               exchange.reach.client_left();
+                               // Nobody waits for the answer any more.
+                               if (upstream_) close();
+                             });
+  // Made ahead: GCC 12 ends what is converted within a co_await twice.
+  std::function<void()> dropped = [weak] {
     auto self = weak.lock();
     error_code ignored;
     if (self && self->upstream_) self->upstream_->close(ignored);
-  });
+  };
+  Reach::End end = co_await exchange.reach.connect(std::move(call), std::move(dropped));
   if (end == Reach::End::kClientLeft) co_return false;
   if (end == Reach::End::kRefused) {
     auto why = exchange.reach.why();
@@ -408,6 +419,7 @@ Task<bool> Session::download(Exchange& exchange, Upload& work) {
     std::string text = answer_head(head, facts, exchange.version);
     if (facts.upgrade) {
       error_code error = co_await say(text);
+      exchange.departure.reset();
       if (!error) co_await tunnel(exchange);
       co_return false;
     }

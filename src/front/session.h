@@ -1,6 +1,7 @@
 // One client's connection to the shared port: its requests, one after another.
 #pragma once
 
+#include "front/departures.h"
 #include "front/front.h"
 #include "front/reach.h"
 #include "front/stream.h"
@@ -17,6 +18,7 @@ struct Shared {  // of all sessions; outlives them
   asio::io_context& io;
   const Options& options;
   const Routes& routes;
+  Departures& departures;
 };
 
 class Session : public std::enable_shared_from_this<Session> {

@@ -18,6 +18,9 @@ namespace {
 
 constexpr std::int64_t kFirstBackoffUs = 2'000;
 constexpr std::int64_t kLastBackoffUs = 100'000;
+// Within one kernel a handshake is over at once, or the backlog is full and the kernel would try
+// again after a second: we do so sooner.
+constexpr std::int64_t kAttemptUs = 20'000;
 
 }  // namespace
 
@@ -144,7 +147,7 @@ void Connection::give_up(Refusal why) {
 void Connection::dial() {
   for (;;) {
     if (!replica_) {
-      replica_ = router_.pick(pod_, tried_);
+      replica_ = router_.pick(pod_, tried_, busy_);
       if (!replica_) return none_reached();
       ++replica_->in_flight;
       ++pod_.traffic.active;
@@ -188,13 +191,17 @@ bool Connection::attempt_address() {
   router_.loop.watch(upstream_.get(), *this, kReplicaTag, kEvents);
   if (attempt.connected())
     reached(0);
-  else
-    router_.loop.set_timer(*this, router_.loop.now_us() + router_.limits.connect_timeout_us);
+  else {
+    pending_ = true;
+    ++replica_->pending;
+    router_.loop.set_timer(*this, router_.loop.now_us() + kAttemptUs);
+  }
   return true;
 }
 
 void Connection::attempt_failed(int cause) {
   last_error_ = cause;
+  busy_ = busy_ || cause == ETIMEDOUT;
   close_attempt();
   ++addresses_tried_;
   dial();
@@ -203,6 +210,7 @@ void Connection::attempt_failed(int cause) {
 void Connection::reached(std::uint32_t events) {
   phase_ = Phase::kConnected;
   router_.loop.clear_timer(*this);
+  settle_attempt();
   replica_->answered_at[address_key()] = (first_address_ + addresses_tried_) % kReplicaAddresses;
   tried_ = {};
   if (way_.client_address == ClientAddress::kProxy) {
@@ -217,16 +225,27 @@ void Connection::none_reached() {
   tried_.clear();
   if (pod_.ready.empty()) {
     dialing_since_us_ = backoff_us_ = 0;
+    busy_ = false;
     was_held_ = true;
     return put_on_hold();
   }
-  if (router_.loop.now_us() - dialing_since_us_ >= router_.limits.connect_timeout_us) {
+  std::int64_t until = dialing_since_us_ + router_.limits.connect_timeout_us;
+  if (std::exchange(busy_, false) || may_be_starting())
+    until = accepted_us_ + router_.limits.held_timeout_us;
+  if (router_.loop.now_us() >= until) {
     router_.complain("a connection was refused: no ready replica accepts it", pod_, way_.port,
                      std::strerror(last_error_));
     return give_up(Refusal::kUnreachable);
   }
   backoff_us_ = std::clamp(backoff_us_ * 2, kFirstBackoffUs, kLastBackoffUs);
   put_on_hold();
+}
+
+// A replica has not been reached on this port yet: its program may not listen so far.
+bool Connection::may_be_starting() const {
+  return std::ranges::any_of(pod_.ready, [&](const Replica* replica) {
+    return !replica->answered_at.contains(address_key());
+  });
 }
 
 void Connection::replica_dropped() {
@@ -246,8 +265,13 @@ void Connection::release_replica() {
   router_.release(*std::exchange(replica_, nullptr));
 }
 
+void Connection::settle_attempt() {
+  if (std::exchange(pending_, false)) --replica_->pending;
+}
+
 void Connection::close_attempt() {
   router_.loop.clear_timer(*this);
+  settle_attempt();
   if (upstream_) router_.loop.unwatch(upstream_.get());
   upstream_.reset();
 }

@@ -100,6 +100,8 @@ class Connection : public EventLoop::Handler {
   void none_reached();
   void release_replica();
   void close_attempt();
+  void settle_attempt();
+  bool may_be_starting() const;
 
   Hold* hold_;  // nullptr once it is closed
   const std::int64_t accepted_us_;
@@ -113,6 +115,8 @@ class Connection : public EventLoop::Handler {
 
   int first_address_ = 0, addresses_tried_ = 0;
   int last_error_ = 0;
+  bool pending_ = false;              // counted in the replica's pending
+  bool busy_ = false;                 // a replica of this round takes no more for now
   std::vector<std::uint64_t> tried_;  // replicas of this round
 };
 

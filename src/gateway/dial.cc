@@ -100,8 +100,9 @@ bool Dialer::can_keep(const sockaddr_storage& client) {
     auto& v4 = reinterpret_cast<const sockaddr_in&>(client);
     return ntohl(v4.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET;
   }
-  return client.ss_family == AF_INET6 &&
-         !IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(client).sin6_addr);
+  if (client.ss_family != AF_INET6) return false;
+  const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(client).sin6_addr;
+  return !IN6_IS_ADDR_LOOPBACK(&v6) && !IN6_IS_ADDR_LINKLOCAL(&v6);
 }
 
 Dialer::Attempt Dialer::connect_as(const Fd& netns, const sockaddr_storage& client, int address,

@@ -33,7 +33,7 @@ class Dialer {
   // for programs that have none, to loopback from the gateway's.
   Attempt connect_as(const Fd& netns, const sockaddr_storage& client, int address,
                      std::uint16_t port);
-  // Loopback addresses mean something else inside.
+  // Loopback and link-local addresses mean something else inside.
   static bool can_keep(const sockaddr_storage& client);
   // How a pending attempt stands now: 0 connected, EINPROGRESS, or why it failed.
   static int result(const Fd& socket);

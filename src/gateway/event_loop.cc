@@ -192,7 +192,7 @@ void EventLoop::run_turns() {
   // by one, because a turn may retire a handler whose turn is still to come.
   for (std::size_t left = turns_.size(); left > 0 && !turns_.empty(); --left) {
     Handler* handler = turns_.front();
-    turns_.erase(turns_.begin());
+    turns_.pop_front();
     handler->has_turn_ = false;
     guarded("turn", [&] { handler->on_turn(); });
   }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -74,7 +75,7 @@ class EventLoop {
   std::atomic<bool> stopping_{false};
   std::atomic<std::thread::id> thread_{};
   std::set<std::pair<std::int64_t, Handler*>> timers_;
-  std::vector<Handler*> turns_;
+  std::deque<Handler*> turns_;
   std::vector<std::unique_ptr<Handler>> retired_;
 
   std::mutex mutex_;

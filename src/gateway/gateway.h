@@ -21,12 +21,16 @@ namespace thaw::gateway {
 struct Limits {
   // A held client that hangs up is forgotten. One that sent something and then ended its stream
   // stays: it may be a half-close that waits for its answer.
-  int held_per_port = 1024;  // connections held while no replica is ready; past it they are refused
+  int held_per_port = 1024;  // connections that wait for a replica; past it they are refused
   std::int64_t held_bytes_per_port = 64 << 20;  // that those have sent meanwhile, together
   std::int64_t held_timeout_us = 120'000'000;   // a connection held longer is refused
-  std::int64_t connect_timeout_us =
-      2'000'000;  // to the replica's port, after which the next address or replica is tried
+  // For which replicas that refuse, and did not before, are tried again. One that has not listened
+  // yet, or whose backlog is full, is tried until held_timeout_us.
+  std::int64_t connect_timeout_us = 2'000'000;
   std::int64_t idle_timeout_us = 3'600'000'000;
+  // For which the other end is given time to take what a failed end had said, and to end its own
+  // stream when the replica has ended.
+  std::int64_t linger_us = 5'000'000;
 };
 
 enum class Protocol {

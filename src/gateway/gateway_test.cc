@@ -426,7 +426,7 @@ TEST_F(GatewayTest, PastTheBoundHttpClientsAreToldWhy) {
   EXPECT_THAT(answer, HasSubstr("\r\nRetry-After: 2\r\n"));
   EXPECT_THAT(answer, HasSubstr("\r\nConnection: close\r\n"));
   EXPECT_THAT(answer,
-              testing::EndsWith("\r\n\r\npod web has no ready replica, and as many clients as "
+              testing::EndsWith("\r\n\r\npod web has no replica for more clients, and as many as "
                                 "may wait do so\n"));
   EXPECT_EQ(gateway.traffic("web").held, 1);
 }
@@ -593,7 +593,7 @@ TEST_F(ClientAddressTest, ARefusalOfTheProgramComesBackToTheGateway) {
   Gateway* raw;
   std::unique_ptr<Gateway> gateway;
   on_thread_in(&host,
-               [&] { gateway = std::make_unique<Gateway>(Limits{.connect_timeout_us = 100'000}); });
+               [&] { gateway = std::make_unique<Gateway>(Limits{.held_timeout_us = 100'000}); });
   raw = gateway.get();
   auto ports = raw->publish(
       "web",
@@ -788,7 +788,7 @@ TEST_F(GatewayTest, TheReplicaSeesTheGatewaysAddress) {
 }
 
 TEST_F(GatewayTest, RetriesUntilTheProgramListens) {
-  Gateway gateway({.connect_timeout_us = kPatienceUs});
+  Gateway gateway({.connect_timeout_us = 1});
   std::uint16_t port = publish(gateway);
   gateway.open_gate("web", "r1", netns);
   auto clients = held_clients(gateway, port, 1);  // refused, so it waits for its next attempt
@@ -798,7 +798,7 @@ TEST_F(GatewayTest, RetriesUntilTheProgramListens) {
 }
 
 TEST_F(GatewayTest, ResetsWhenEveryReplicaRefuses) {
-  Gateway gateway({.connect_timeout_us = 30'000});
+  Gateway gateway({.held_timeout_us = 30'000});
   std::uint16_t port = publish(gateway);
   Fd other = make_netns();
   gateway.open_gate("web", "r1", netns);
@@ -806,6 +806,46 @@ TEST_F(GatewayTest, ResetsWhenEveryReplicaRefuses) {
   EXPECT_EQ(hear(connect_to(port)), "<reset>");
   EXPECT_EQ(gateway.in_flight("r1"), 0);
   EXPECT_EQ(gateway.in_flight("r2"), 0);
+}
+
+TEST_F(GatewayTest, OneThatListenedBeforeIsNotWaitedForAsLong) {
+  Gateway gateway({.connect_timeout_us = 30'000});
+  std::uint16_t port = publish(gateway);
+  gateway.open_gate("web", "r1", netns);
+  {
+    Server server(netns, answers("hello"));
+    Fd client = connect_to(port);
+    say(client, "ping");
+    EXPECT_EQ(hear(client), "hello");
+  }
+  EXPECT_EQ(hear(connect_to(port)), "<reset>");
+}
+
+// Its backlog takes two connections, and the program one after another.
+TEST_F(GatewayTest, AFullBacklogIsWaitedFor) {
+  Gateway gateway({.connect_timeout_us = 30'000});
+  std::uint16_t port = publish(gateway);
+  constexpr int kClients = 60;
+  Fd listener;
+  on_thread_in(&netns, [&] {
+    listener = make_socket();
+    sockaddr_in here = endpoint("10.77.0.2", kInside);
+    check(::bind(listener.get(), reinterpret_cast<sockaddr*>(&here), sizeof here), "bind");
+    check(::listen(listener.get(), 1), "listen");
+  });
+  auto clients = held_clients(gateway, port, kClients);
+  gateway.open_gate("web", "r1", netns);
+  std::this_thread::sleep_for(milliseconds(100));  // longer than refused ones are tried again
+  std::thread program([&] {
+    for (int i = 0; i < kClients; ++i) {
+      Fd client(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      be_patient(client);
+      say(client, hear(client, 4));
+    }
+  });
+  for (Fd& client : clients) say(client, "ping");
+  for (Fd& client : clients) EXPECT_EQ(hear(client), "ping");
+  program.join();
 }
 
 TEST_F(GatewayTest, TheNextReplicaServesWhatTheFirstRefuses) {
@@ -1058,6 +1098,26 @@ TEST_F(GatewayTest, AResetOfTheClientReachesTheReplica) {
   EXPECT_EQ(hear(client, 4), "ping");
   reset(client);
   EXPECT_EQ(heard.get_future().get(), "<reset>");
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+// Neither takes what the other says, so nothing that is on its way can be delivered any more.
+TEST_F(GatewayTest, AResetWithBothDirectionsFullReachesTheReplica) {
+  Gateway gateway({.linger_us = 100'000});
+  std::uint16_t port = publish(gateway);
+  std::promise<bool> sent;
+  Server server(netns, [&](Fd& client) {
+    std::string text(64 << 20, 'x');
+    sent.set_value(::send(client.get(), text.data(), text.size(), MSG_NOSIGNAL) ==
+                   static_cast<ssize_t>(text.size()));
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd client = connect_to(port);
+  std::string text(1 << 20, 'x');
+  for (pollfd wait{client.get(), POLLOUT, 0}; ::poll(&wait, 1, 300) == 1;)
+    (void)::send(client.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  reset(client);
+  EXPECT_FALSE(sent.get_future().get());
   EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
 }
 

@@ -15,6 +15,8 @@ namespace thaw::gateway {
 namespace {
 
 constexpr std::int64_t kComplaintEveryUs = 1'000'000;
+// More at a full backlog would only fill the namespace with handshakes that come to nothing.
+constexpr int kPendingDials = 8;
 constexpr std::int64_t kLongestWaitUs = 365LL * 24 * 3600 * 1'000'000;
 
 bool same_place(const PublishedPort& a, const PublishedPort& b) {
@@ -43,7 +45,8 @@ std::string refusal_text(Refusal why, const std::string& pod) {
     case Refusal::kNotPublished:
       return fmt::format("pod {} is not there", pod);
     case Refusal::kTooMany:
-      return fmt::format("pod {} has no ready replica, and as many clients as may wait do so", pod);
+      return fmt::format("pod {} has no replica for more clients, and as many as may wait do so",
+                         pod);
     case Refusal::kTooManyBytes:
       return fmt::format("pod {} has no ready replica, and waiting clients have sent too much",
                          pod);
@@ -246,10 +249,14 @@ void Router::remove_waiter(const std::string& id, DrainWaiter& waiter) {
   if (found != replicas_.end()) std::erase(found->second.waiters, &waiter);
 }
 
-Replica* Router::pick(Pod& pod, const std::vector<std::uint64_t>& tried) {
+Replica* Router::pick(Pod& pod, const std::vector<std::uint64_t>& tried, bool& busy) {
   Replica* best = nullptr;
   for (Replica* replica : pod.ready) {
     if (std::ranges::find(tried, replica->serial) != tried.end()) continue;
+    if (replica->pending >= kPendingDials) {
+      busy = true;
+      continue;
+    }
     if (!best ||
         std::pair(replica->in_flight, replica->picked) < std::pair(best->in_flight, best->picked))
       best = replica;
@@ -272,10 +279,10 @@ void Router::accepted(Port& port, Fd client, const sockaddr_storage& address) {
 
 void Router::accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
                     const sockaddr_storage& address) {
-  bool full = pod.ready.empty() && std::ssize(hold.waiting) >= limits.held_per_port;
+  bool full = std::ssize(hold.waiting) >= limits.held_per_port;
   if (full)
     complain("a connection was refused: too many are held", pod, port.container,
-             "no replica is ready");
+             pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
   if (full && port.protocol == Protocol::kTcp) return reset_socket(client);
   Way way{.port = port.container, .client_address = port.client_address, .client = address};
   if (way.client_address == ClientAddress::kProxy) {
@@ -306,8 +313,9 @@ void Router::call(std::uint64_t number, const CallTarget& target, CallEvents eve
   if (found == pods_.end() || !found->second.published)
     return events.answered(Refusal::kNotPublished);
   Pod& pod = found->second;
-  if (pod.ready.empty() && std::ssize(pod.calls.waiting) >= limits.held_per_port) {
-    complain("a request was refused: too many are held", pod, target.port, "no replica is ready");
+  if (std::ssize(pod.calls.waiting) >= limits.held_per_port) {
+    complain("a request was refused: too many are held", pod, target.port,
+             pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
     return events.answered(Refusal::kTooMany);
   }
   Way way{.port = target.port, .client = target.client, .server = target.server};

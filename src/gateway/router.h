@@ -65,6 +65,7 @@ struct Replica {
   Fd netns;
   bool open = false;
   std::int64_t in_flight = 0;
+  int pending = 0;                           // connections that its backlog has no place for yet
   std::uint64_t picked = 0;                  // when last: equals take turns
   std::map<std::uint32_t, int> answered_at;  // container port -> the address that accepted last
   bool admits_clients = false;               // with their own addresses
@@ -116,8 +117,8 @@ class Router {
   void accepted_link(const std::string& pod, std::uint16_t port, Fd client,
                      const sockaddr_storage& address);
   // The ready replica with the fewest connections in flight that is not among `tried`; nullptr when
-  // there is none.
-  Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried);
+  // there is none. `busy` is set when one was left out because enough wait for its backlog.
+  Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried, bool& busy);
   void release(Replica& replica);  // one connection less
   void traffic_changed(Pod& pod);  // a connection came, moved on or went
   void forget(Connection& connection);

@@ -14,7 +14,6 @@
 namespace thaw::gateway {
 namespace {
 
-constexpr std::int64_t kLingerUs = 5'000'000;
 // A client that is told why must be heard out: closing with its words unread would reset it, and
 // the reset may overtake the answer.
 constexpr std::int64_t kHearUs = 2'000'000;
@@ -88,6 +87,7 @@ void Tunnel::on_own_turn() { pump(); }
 void Tunnel::on_own_timer() {
   if (phase_ == Phase::kRefused) return end(End::kReset);
   std::int64_t now = router_.loop.now_us();
+  if (relay_.client.failed || relay_.replica.failed) return wait_for_failed(now);
   // A replica that ended its stream may wait for a long upload still, or be closed for good, which
   // would hold up a drain: the kernel finds out which. (Clients have it from the start.)
   if (lingering_) keep_alive(relay_.replica.fd);
@@ -98,16 +98,27 @@ void Tunnel::on_own_timer() {
     router_.loop.set_timer(*this, active_us_ + router_.limits.idle_timeout_us);
 }
 
+// One end has failed, and the other does not take what it had said: nothing else would end this.
+void Tunnel::wait_for_failed(std::int64_t now) {
+  std::int64_t until = active_us_ + router_.limits.linger_us;
+  if (now >= until)
+    end(End::kReset);
+  else
+    router_.loop.set_timer(*this, until);
+}
+
 void Tunnel::pump() {
   std::uint64_t before = relay_.moved();
   Relay::Progress progress = relay_.pump(router_.tools);
   if (relay_.moved() != before) active_us_ = router_.loop.now_us();
   switch (progress) {
     case Relay::Progress::kWaiting:
-      if (relay_.replica_ended() && !lingering_) {
+      if (relay_.client.failed || relay_.replica.failed) {
+        wait_for_failed(router_.loop.now_us());
+      } else if (relay_.replica_ended() && !lingering_) {
         lingering_ = true;
         router_.loop.set_timer(
-            *this, std::min(active_us_ + kLingerUs, active_us_ + router_.limits.idle_timeout_us));
+            *this, active_us_ + std::min(router_.limits.linger_us, router_.limits.idle_timeout_us));
       }
       break;
     case Relay::Progress::kMore:

@@ -30,6 +30,7 @@ class Tunnel final : public Connection {
   enum class End { kClose, kReset };
   void end(End how);
   void pump();
+  void wait_for_failed(std::int64_t now);
   bool speaks_http(std::string& method) const;
   void hear_out();
 

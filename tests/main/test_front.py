@@ -97,13 +97,19 @@ def test_held(daemon):
     for timing in ask_held(lambda: daemon.scale("a", 1)):
         check(timing.endswith('desc="restored"'), timing)
 
-    # A client that leaves while held is forgotten.
-    daemon.scale("a", 0)
-    connection = front.connect()
-    connection.sendall(b"GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\n")
-    hold(daemon, "a")
-    connection.close()
-    thawtest.wait_for(lambda: not daemon.api("GET", "/v1/pods/a")["connections"]["held"], "the client is forgotten")
+    # A client that leaves while held, or while a replica works for it, is forgotten, also behind bytes that nobody has read.
+    for state in ("held", "active"):
+        daemon.scale("a", 0 if state == "held" else 1)
+        for more in (b"", b"GET / HTTP/1.1\r\n"):
+            connection = front.connect()
+            connection.sendall(b"GET /hang HTTP/1.1\r\nHost: a.example.com\r\n\r\n" + more)
+            wait_connections(daemon, state, 1)
+            connection.close()
+            wait_connections(daemon, state, 0)
+
+
+def wait_connections(daemon, state, count):
+    thawtest.wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"][state] == count, f"{count} connections are {state}", step=0.01)
 
 
 def test_bounds():
@@ -123,7 +129,7 @@ def test_bounds():
                 thread.join(30)
             equal(sorted({(status, headers["Retry-After"], body) for status, headers, body in answers}),
                   [(503, "10", b"no replica of pod a became ready in time\n"),
-                   (503, "2", b"pod a has no ready replica, and as many clients as may wait do so\n")], "answers past the bounds")  # fmt: skip
+                   (503, "2", b"pod a has no replica for more clients, and as many as may wait do so\n")], "answers past the bounds")  # fmt: skip
             equal(sorted(headers["Retry-After"] for _, headers, _ in answers), ["10", "10", "10", "2", "2"], "how many were held")
         plain = Front(daemon.port("a", 9000)).connect()
         equal(raw(plain, b"x"), b"<reset>", "a client of another port")
@@ -212,6 +218,10 @@ def test_upgrade(daemon):
         sender.join()
     connection.shutdown(traffic.socket.SHUT_WR)
     equal(stream.read(), b"", "the end")
+    # Another protocol could bring requests that no route was asked about: such a request stays one of HTTP/1.1.
+    _, headers, _ = front.ask("/seen", headers={"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAA"})
+    seen, _ = front.seen(headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+    check("Upgrade" not in dict(seen["headers"]) and "Upgrade" not in headers, f"another protocol was let through: {seen}")
 
 
 def test_garbage(daemon):
