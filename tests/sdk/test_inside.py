@@ -29,6 +29,9 @@ def only(pod):
     return pod.replicas()[0]
 
 
+CALLS = "/tmp/calls"  # where the functions of app.py leave word
+
+
 def function(name):
     return callables.load(f"app:{name}", str(APP))
 
@@ -96,7 +99,9 @@ def test_condition_that_raises(daemon):
     first = only(pod)
     equal(len(first.exec(["cat", "/tmp/calls"]).stdout), 11, "how often it was called")
     said = [event.message for event in pod.events() if event.type == "replica.condition"]
-    check(said and "not yet, call 1" in said[0] and "app.py" in said[0], f"the exceptions are told: {said}")
+    told = [text for text in said if "not yet, call " in text]
+    equal([int(text.partition("not yet, call ")[2].split()[0]) for text in told], list(range(1, 11)), "the calls whose exceptions are told")
+    check(all("app.py" in text for text in told), f"where they were raised is told: {told}")
     equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
     pod.remove()
 
@@ -112,6 +117,23 @@ def test_condition_that_never_holds(daemon):
     wait_line(replica, "waited: False")
     equal(json.loads(replica.exec(["cat", "/run/thaw/started.json"]).stdout)["outcome"], "timed-out", "outcome")
     equal(ask(pod.urls[0])["identity"]["replica"], replica.id, "who serves")
+    equal(pod.checkpoints(), [], "checkpoints")
+    pod.remove()
+
+
+def test_condition_that_never_returns(daemon):
+    """The function hangs: the time-out ends it, the pod serves, who waits is released, and no process of it is left."""
+    pod = deploy(daemon, "hangs", ["python3", "app.py"], function("hangs"), add=APP, checkpoint_timeout=4, wait=False)
+    replica = only(pod)
+    wait_line(replica, "up")
+    caller = wait_for(lambda: replica.exec(["sh", "-c", f"cat {CALLS} || true"]).stdout, "the function is called")
+    check(replica.exec(["test", "-d", f"/proc/{caller}"]).exit_code == 0, "the function does not hang")
+    pod.scale(1)
+    wait_line(replica, "waited: False")
+    equal(json.loads(replica.exec(["cat", "/run/thaw/started.json"]).stdout)["outcome"], "timed-out", "outcome")
+    equal(ask(pod.urls[0])["identity"]["replica"], replica.id, "who serves")
+    left = replica.exec(["sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done 2>/dev/null"]).stdout
+    check("app.py" in left and "hangs" not in left, f"processes of the replica: {left}")
     equal(pod.checkpoints(), [], "checkpoints")
     pod.remove()
 

@@ -1,5 +1,6 @@
 """A pod's whole life through the Python package, against a real daemon: deployed from a file, warm by a function, restored, used, gone."""
 
+import json
 import os
 import shutil
 
@@ -107,6 +108,7 @@ def test_several_gpus(daemon):
         raise thawtest.Failure(f"a pod with two GPUs is not deployed: {error}") from error
     answer = ask(url)
     equal((answer["enabled"], answer["waited"]), (False, False), "checkpoint_enabled() and wait_for_restore() in the container")
+    equal(json.loads(pod.exec(["cat", "/run/thaw/started.json"]).stdout)["outcome"], "uncheckpointed", "outcome")
     equal(pod.checkpoints(), [], "checkpoints")
     pod.remove()
 

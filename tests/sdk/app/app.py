@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import threading
+import time
 import urllib.request
 
 import thaw
@@ -31,6 +32,14 @@ def raises_ten_times() -> bool:
 
 def never() -> bool:
     return False
+
+
+def hangs() -> bool:
+    """One that never returns; the file says that it is under way."""
+    with open(CALLS, "w", encoding="utf-8") as file:
+        file.write(str(os.getpid()))
+    while True:
+        time.sleep(1e6)
 
 
 pod = Pod(
