@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import subprocess
+import tempfile
 import zipfile
 
 import thawtest
@@ -96,10 +97,29 @@ def test_oci_and_dockerfile(daemon):
     shutil.copytree(small, context / "small")
     (context / "Dockerfile").write_text('FROM scratch\nARG WORD\nCOPY small /\nENV FROM=dockerfile-$WORD\nCMD ["/bin/sh", "-c", "echo from $FROM; sleep 1000"]\n')
     image = Image.from_dockerfile(str(context / "Dockerfile"), args={"WORD": "x"}).add(str(note), "/note.txt")
+    (context / "small/word").write_text("one\n")
+    (context / ".dockerignore").write_text("*\n!small\n")
     pod = thaw.Pod("dockerfile", image, min_replicas=1, stop_grace=0, client=client(daemon))
     pod.deploy()
     equal(next(pod.logs()).text, "from dockerfile-x", "what the Dockerfile's command says")
     pod.remove()
+    (context / "small/word").write_text("two\n")
+    equal(pathlib.Path(image.build().source["rootfs"], "word").read_text(), "two\n", "an edited file that .dockerignore lets through")
+
+
+def test_a_file_that_changes_while_it_is_read():
+    """Between the look at it and the copy: refused, and nothing wrong is kept under the digest of what was there before."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=CACHE))
+    (folder / "words").write_text("before")
+    image = base().add(str(folder))
+
+    def edit(line):
+        if str(folder) in line:
+            (folder / "words").write_text("after!")
+
+    raises(thaw.ThawError, lambda: image.build(edit), f"{folder}/words", "changed while it was read")
+    (folder / "words").write_text("before")
+    equal(pathlib.Path(image.build().source["rootfs"], "app/words").read_text(), "before", "the content that is kept")
 
 
 def test_failed_deploys_leave_nothing(daemon):

@@ -19,7 +19,7 @@ import stat
 import subprocess
 import tempfile
 import threading
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import tree
 from .client import Client
@@ -241,7 +241,19 @@ def _rootfs(state: _State, step: Step, needs_files: bool, progress: Progress) ->
     if not needs_files:
         state.rootfs = folder
         return
-    # As the daemon knows it: by names, sizes and times.
+    facts = _names_and_times(folder)
+    linked = step.arguments["link"] and os.stat(folder).st_dev == os.stat(_existing(cache_folder())).st_dev
+
+    def make(work: str) -> None:
+        _run(["cp", "-al" if linked else "-a", "--reflink=auto" if not linked else "--no-target-directory", folder, os.path.join(work, "rootfs")], f"copy {folder}", progress)
+        if _names_and_times(folder) != facts:
+            raise _changed("use rootfs", folder)
+
+    _layer(state, _key("rootfs", facts, linked, 1), f"a copy of {folder}", progress, make)
+
+
+def _names_and_times(folder: str) -> str:
+    """What a root file system is, as the daemon knows it: by names, sizes and times."""
     facts = hashlib.sha256(folder.encode())
     for where, folders, files in os.walk(folder):
         folders.sort()
@@ -249,12 +261,19 @@ def _rootfs(state: _State, step: Step, needs_files: bool, progress: Progress) ->
             info = os.lstat(os.path.join(where, name))
             times = 0 if stat.S_ISDIR(info.st_mode) else (info.st_size, info.st_mtime_ns)
             facts.update(f"{where}/{name}\0{info.st_mode} {info.st_uid} {info.st_gid} {times}\0".encode(errors="surrogateescape"))
-    linked = step.arguments["link"] and os.stat(folder).st_dev == os.stat(_existing(cache_folder())).st_dev
+    return facts.hexdigest()
 
-    def make(work: str) -> None:
-        _run(["cp", "-al" if linked else "-a", "--reflink=auto" if not linked else "--no-target-directory", folder, os.path.join(work, "rootfs")], f"copy {folder}", progress)
 
-    _layer(state, _key("rootfs", facts.hexdigest(), linked, 1), f"a copy of {folder}", progress, make)
+def _changed(action: str, path: str) -> ThawError:
+    """A layer is found again by what it was made of, so it must be made of just that."""
+    return ThawError("conflict", action, path, "it was changed while it was read", "try again; what changes all the time belongs into .thawignore")
+
+
+def _copy(source: str, to: BinaryIO, digest: str) -> None:
+    """Copies a file, which must still have this digest."""
+    with open(source, "rb") as file:
+        if tree.digest_of(file, to) != digest:
+            raise _changed("add", source)
 
 
 def _existing(path: str) -> str:
@@ -271,18 +290,24 @@ def _dockerfile(state: _State, step: Step, needs_files: bool, progress: Progress
     tool = shutil.which("buildah") or shutil.which("podman")
     if not tool:
         raise ThawError("unsupported", "build", path, "neither buildah nor podman is installed", "apt-get install buildah")
-    facts = [tree.entry_facts(entry) for entry in tree.walk(context, (".dockerignore",))]
+    # All of the context: what a .dockerignore lets through is the tool's to say, and its patterns are not git's.
+    def look() -> List[Any]:
+        return [tree.file_digest(file) for file in (path, f"{path}.dockerignore") if os.path.isfile(file)] + tree.whole(context)
+
+    facts = look()
     arguments = [f"--build-arg={name}={value}" for name, value in sorted(step.arguments["args"].items())]
 
     def fetch(layout: str) -> None:
         name = f"localhost/thaw-build-{os.getpid()}-{os.path.basename(os.path.dirname(layout)).strip('.')}"
         try:
             _run([tool, "build", "--isolation=chroot", "--network=host", *arguments, "-f", path, "-t", name, context], f"build {path}", progress)
+            if look() != facts:
+                raise _changed("build", path)
             _run([tool, "push", name, f"oci:{layout}:image"], f"export {path}", progress)
         finally:
             subprocess.run([tool, "rmi", "-f", name], capture_output=True, timeout=120, check=False)
 
-    _unpacked(state, _key("dockerfile", tree.file_digest(path), facts, arguments, 1), path, progress, fetch)
+    _unpacked(state, _key("dockerfile", facts, arguments, 2), path, progress, fetch)
 
 
 def _apt(state: _State, step: Step, progress: Progress) -> None:
@@ -323,12 +348,14 @@ def _pip(state: _State, step: Step, progress: Progress) -> None:
         if not os.path.isfile(file):
             raise InvalidError("install", file, "there is no such file", "build the wheel first, or correct the path")
     below, env = state.rootfs, dict(state.env)
+    digests = [tree.file_digest(file) for file in files]
 
     def make(work: str) -> None:
         files_folder = os.path.join(work, "files")
         os.mkdir(files_folder)
-        for file in files:
-            shutil.copy(file, files_folder)
+        for file, digest in zip(files, digests):
+            with open(os.path.join(files_folder, os.path.basename(file)), "wb") as out:
+                _copy(file, out, digest)
         binds = {files_folder: "/run/thaw-pip/files"}
         if not any(glob.glob(f"{below}/{pattern}/pip/__main__.py") for pattern in ("usr/lib/python3/dist-packages", "usr/local/lib/python3*/*-packages", "usr/lib/python3*/site-packages")):
             binds[os.path.dirname(_host_pip())] = "/run/thaw-pip/lib"
@@ -342,7 +369,7 @@ def _pip(state: _State, step: Step, progress: Progress) -> None:
                 f"install {' '.join(packages) or requirements}", progress, binds)  # fmt: skip
         _remove_tree(files_folder)
 
-    key = _key(state.key, "pip", [package for package in packages if package not in wheels], [tree.file_digest(file) for file in files], index)
+    key = _key(state.key, "pip", [package for package in packages if package not in wheels], digests, index)
     _layer(state, key, f"pip {' '.join(packages) or requirements}", progress, make)
 
 
@@ -426,8 +453,8 @@ def _content(entry: tree.Entry, fact: List[str]) -> str:
         os.makedirs(store, exist_ok=True)
         handle, work = tempfile.mkstemp(dir=store)
         try:
-            with open(entry.full, "rb") as source, open(handle, "wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+            with open(handle, "wb") as file:
+                _copy(entry.full, file, fact[2])
             os.chmod(work, 0o755 if fact[1] == "program" else 0o644)
             # The daemon knows a root file system by its sizes and times: the time is of the content, too.
             _set_time(work, int(fact[2][:12], 16))

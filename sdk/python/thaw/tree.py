@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import stat
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+import time
+from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .errors import InvalidError
 
@@ -117,20 +119,49 @@ def _ignored(path: str, is_folder: bool, rules: List[Tuple[str, List[Rule]]]) ->
     return False
 
 
+def whole(folder: str) -> List[List[str]]:
+    """The facts of everything in a folder, whatever its ignore files say; of what is no file, folder or link only that it is there."""
+    facts: List[List[str]] = []
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted([*files, *folders]):
+            full = os.path.join(where, name)
+            path = os.path.relpath(full, folder)
+            with contextlib.suppress(FileNotFoundError):  # an editor's file that is gone again
+                info = os.lstat(full)
+                if stat.S_ISREG(info.st_mode):
+                    facts.append([path, oct(info.st_mode), file_digest(full, info)])
+                else:
+                    facts.append([path, oct(info.st_mode), os.readlink(full) if stat.S_ISLNK(info.st_mode) else ""])
+    return facts
+
+
 _known: Dict[Tuple[str, int, int, int, int], str] = {}
+# A file that was changed this short before may be changed again within the same tick of its time-stamp.
+_TICK_NS = 2_000_000_000
 
 
 def file_digest(path: str, info: Optional[os.stat_result] = None) -> str:
     """SHA-256 of a file; asked again for an unchanged one, it is not read again."""
     info = info or os.stat(path)
     key = (path, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-    if key not in _known:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            for piece in iter(lambda: file.read(1 << 20), b""):
-                digest.update(piece)
-        _known[key] = digest.hexdigest()
-    return _known[key]
+    if key in _known:
+        return _known[key]
+    with open(path, "rb") as file:
+        digest = digest_of(file)
+    if time.time_ns() - info.st_ctime_ns > _TICK_NS:
+        _known[key] = digest
+    return digest
+
+
+def digest_of(file: BinaryIO, copy: Optional[BinaryIO] = None) -> str:
+    """SHA-256 of what is read, and, with `copy`, written there."""
+    digest = hashlib.sha256()
+    for piece in iter(lambda: file.read(1 << 20), b""):
+        digest.update(piece)
+        if copy is not None:
+            copy.write(piece)
+    return digest.hexdigest()
 
 
 def entry_facts(entry: Entry) -> List[str]:
