@@ -21,7 +21,8 @@ class Backend {
   virtual pods::DeployResult deploy(const state::PodSpec& spec) = 0;
   virtual std::vector<pods::PodView> pods() = 0;
   virtual pods::PodView pod(const std::string& name) = 0;
-  virtual pods::PodView scale(const std::string& name, int replicas, std::int64_t wait_us) = 0;
+  virtual pods::PodView scale(const std::string& name, std::optional<int> replicas,
+                              std::int64_t wait_us) = 0;
   virtual void stop(const std::string& name) = 0;
   virtual void remove(const std::string& name, bool force) = 0;
 

@@ -13,7 +13,8 @@ class ControllerBackend final : public Backend {
   }
   std::vector<pods::PodView> pods() override { return controller_.pods(); }
   pods::PodView pod(const std::string& name) override { return controller_.pod(name); }
-  pods::PodView scale(const std::string& name, int replicas, std::int64_t wait_us) override {
+  pods::PodView scale(const std::string& name, std::optional<int> replicas,
+                      std::int64_t wait_us) override {
     return controller_.scale(name, replicas, wait_us);
   }
   void stop(const std::string& name) override { controller_.stop(name); }

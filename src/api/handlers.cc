@@ -79,8 +79,9 @@ void remove_pod(Exchange& exchange) {
 
 void scale_pod(Exchange& exchange) {
   json body = exchange.body_object({"replicas", "wait"});
-  int replicas = replicas_of(body);
   std::int64_t wait = wait_of(body);
+  std::optional<int> replicas;
+  if (body.contains("replicas") || wait == 0) replicas = replicas_of(body);
   exchange.reply(200, to_json(exchange.backend().scale(exchange.path("name"), replicas, wait)));
 }
 

@@ -55,6 +55,7 @@ json to_json(const pods::PodView& pod) {
   json object{{"name", pod.row.name},
               {"version", pod.row.version},
               {"stopped", pod.row.stopped},
+              {"scale", pod.row.desired},
               {"desired", pod.desired},
               {"ready", pod.ready},
               {"total", pod.total},

@@ -81,9 +81,10 @@ class MemoryBackend final : public Backend {
     if (name == "web") return pods_[0];
     throw Error(Code::kNotFound, "find pod", name, "there is none of this name", "existing: web");
   }
-  pods::PodView scale(const std::string& name, int replicas, std::int64_t wait_us) override {
+  pods::PodView scale(const std::string& name, std::optional<int> replicas,
+                      std::int64_t wait_us) override {
     auto found = pod(name);
-    scaled_to = replicas;
+    if (replicas) scaled_to = *replicas;
     waited_us = wait_us;
     return found;
   }

@@ -14,12 +14,13 @@ struct DeployOptions {
   bool wait = false, no_wait = false, dry_run = false, json = false, quiet = false;
 };
 
-// Waits by scaling to what is wanted: the daemon knows when that is reached, and why not.
+// The daemon knows when as many as are wanted are ready, and why not. How many that is stays as it
+// was unless the user says: what connections call for at the moment is no lasting wish.
 nlohmann::json start(Context& context, api::Client& client, const DeployOptions& options,
                      const nlohmann::json& result) {
   const auto& pod = result.at("pod");
   std::string path = "/v1/pods/" + api::encode(pod.at("name").get<std::string>()) + "/scale";
-  nlohmann::json body{{"replicas", pod.at("desired")}};
+  nlohmann::json body;
   if (!options.spec.replicas.empty())
     body["replicas"] = number(options.spec.replicas, "--replicas", 0, 1'000'000);
   if (options.no_wait && options.spec.replicas.empty()) return pod;

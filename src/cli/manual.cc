@@ -82,6 +82,9 @@ constexpr const char* kEnds = R"(.SH ENVIRONMENT
 \fBTHAW_HOST\fR
 The daemon's address, as \fB\-\-host\fR.
 .TP
+\fBTHAW_TOKEN\fR, \fBTHAW_CA\fR
+Over TLS: the token to show, and a file of certificates to trust (the system's).
+.TP
 \fBNO_COLOR\fR
 When set and not empty, no colors.
 .SH EXIT STATUS
@@ -123,7 +126,7 @@ std::map<std::string, std::string> man_pages(const Command& root) {
       header(root.name, "pods that start warm") + ".SH SYNOPSIS\n" + synopsis(root.name, root) +
       "\n.SH DESCRIPTION\n" + escaped(root.description) + "\n.SH COMMANDS\n" + commands +
       ".SH OPTIONS\n.TP\n\\fB\\-\\-host\\fR \\fIADDRESS\\fR\nThe daemon: unix:PATH or "
-      "tcp:HOST:PORT (unix:/var/lib/thaw/thaw.sock).\n.TP\n\\fB\\-\\-version\\fR\nShow the "
+      "tls:HOST:PORT (unix:/var/lib/thaw/thaw.sock).\n.TP\n\\fB\\-\\-version\\fR\nShow the "
       "version.\n.TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nShow help; of every command too.\n" +
       examples_text(root) + kEnds + ".SH SEE ALSO\n" + also + "\n";
   return pages;

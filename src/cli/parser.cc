@@ -113,7 +113,7 @@ Parsed parse(const Command& root, Context& context, int argc, char** argv) {
   app.option_defaults()->always_capture_default(false);
   app.set_version_flag("--version", "thaw " + std::string(kVersion), "Show the version")
       ->group(kGroup);
-  app.add_option("--host", context.host, "The daemon: unix:PATH or tcp:HOST:PORT (or THAW_HOST)")
+  app.add_option("--host", context.host, "The daemon: unix:PATH or tls:HOST:PORT (or THAW_HOST)")
       ->option_text("ADDRESS")
       ->group(kGroup);
   std::map<const CLI::App*, const Command*> index;

@@ -597,6 +597,32 @@ struct Controller::Impl {
     return found;
   }
 
+  // Replicas of the pod as it is declared now that serve.
+  int ready(const Pod& pod) {
+    int found = 0;
+    for (auto& [id, replica] : replicas) {
+      state::ReplicaRow row = replica->row();
+      found += row.pod == pod.row.name && row.version == pod.row.version &&
+               replica->state() == State::kReady && row.intent != "stop";
+    }
+    return found;
+  }
+
+  void scale_to(Pod& pod, int replicas, std::int64_t now) {
+    state::PodRow row = pod.row;
+    row.desired = replicas;
+    row.stopped = false;
+    row.updated_us = wall_us();
+    store(pod, std::move(row), "pod.scaled", fmt::format("{} replicas are wanted", replicas));
+    pod.requested_us = now;
+    pod.failures = 0;
+    pod.pause_until_us = 0;
+    // From now on the user's word counts; those who wait at the gate are still served.
+    pod.demand = gateway.need(pod.row.name).held;
+    pod.demand_check_us = now + pod.spec.keep_warm_us;
+    poke_locked();
+  }
+
   PodView view(Pod& pod) {
     PodView view;
     view.row = pod.row;
@@ -790,38 +816,29 @@ PodView Controller::pod(const std::string& name) {
   return impl_->view(impl_->find_pod(name));
 }
 
-PodView Controller::scale(const std::string& name, int replicas, std::int64_t wait_us) {
+PodView Controller::scale(const std::string& name, std::optional<int> replicas,
+                          std::int64_t wait_us) {
   Impl& impl = *impl_;
   std::unique_lock lock(impl.mutex);
   Impl::Pod* pod = &impl.find_pod(name);
-  if (replicas < 0 || replicas > pod->spec.max_replicas)
+  if (replicas && (*replicas < 0 || *replicas > pod->spec.max_replicas))
     throw Error(Code::kInvalid, "scale pod", name,
-                fmt::format("{} is not between 0 and replicas.max, which is {}", replicas,
+                fmt::format("{} is not between 0 and replicas.max, which is {}", *replicas,
                             pod->spec.max_replicas),
                 "give another number, or deploy it with a higher replicas.max");
   if (!pod->plan)
     throw Error(Code::kUnavailable, "scale pod", name, pod->broken, "deploy it again");
   std::int64_t asked = monotonic_us();
-  state::PodRow row = pod->row;
-  row.desired = replicas;
-  row.stopped = false;
-  row.updated_us = wall_us();
-  impl.store(*pod, std::move(row), "pod.scaled", fmt::format("{} replicas are wanted", replicas));
-  pod->requested_us = asked;
-  pod->failures = 0;
-  pod->pause_until_us = 0;
-  // From now on the user's word counts; those who wait at the gate are still served.
-  pod->demand = impl.gateway.need(name).held;
-  pod->demand_check_us = asked + pod->spec.keep_warm_us;
-  impl.poke_locked();
+  if (replicas) impl.scale_to(*pod, *replicas, asked);
   if (wait_us <= 0) return impl.view(*pod);
   Deadline deadline = Deadline::after_us(wait_us);
   for (;;) {
     pod = &impl.find_pod(name);
     PodView now = impl.view(*pod);
     std::int64_t wanted = impl.desired(*pod);
-    if (now.ready == wanted && now.total == wanted) return now;
-    if (pod->last_failure_us > asked && now.ready < wanted)
+    int ready = impl.ready(*pod);
+    if (ready == wanted && now.total == wanted) return now;
+    if (pod->last_failure_us > asked && ready < wanted)
       throw Error(Code::kUnavailable, "scale pod", name, pod->last_failure,
                   "see `thaw logs` and `thaw ps -a`");
     if (impl.closing)
@@ -829,7 +846,7 @@ PodView Controller::scale(const std::string& name, int replicas, std::int64_t wa
                   "ask again when it runs again");
     if (deadline.passed())
       throw Error(Code::kTimeout, "scale pod", name,
-                  fmt::format("{} of {} replicas are ready", now.ready, wanted), "see `thaw ps`");
+                  fmt::format("{} of {} replicas are ready", ready, wanted), "see `thaw ps`");
     impl.changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
   }
 }

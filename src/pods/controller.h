@@ -69,9 +69,10 @@ class Controller {
   DeployResult deploy(const state::PodSpec& spec);
   std::vector<PodView> pods();
   PodView pod(const std::string& name);  // kNotFound with the names that exist
-  // kInvalid outside 0..max. wait_us > 0: returns when that many are ready (or kTimeout,
-  // kUnavailable with the reason of the newest failure).
-  PodView scale(const std::string& name, int replicas, std::int64_t wait_us = 0);
+  // kInvalid outside 0..max; without a number nothing is changed. wait_us > 0: returns when as many
+  // as are wanted are ready, all of this version (or kTimeout, kUnavailable with the reason of the
+  // newest failure).
+  PodView scale(const std::string& name, std::optional<int> replicas, std::int64_t wait_us = 0);
   void stop(const std::string& name);                // all replicas; stays deployed
   void remove(const std::string& name, bool force);  // kConflict while replicas run, unless force
   std::vector<state::ReplicaRow> replicas(const std::string& pod = {}, bool all = false);

@@ -50,14 +50,18 @@ def test_debian_apt_pip_run_add(daemon):
         .run('printf %s "$WORD in $PWD" >/made && rm /etc/issue').add(str(folder)).add(str(APP / "app.py"), "/extra/other.py")
     )  # fmt: skip
     said = []
-    pod = thaw.Pod("image", image, entrypoint=["python3", "main.py"], secrets={"key": str(key)}, min_replicas=1, stop_grace=0,
+    pod = thaw.Pod("image", image, entrypoint=["python3", "main.py"], secrets={"key": str(key)}, user="1000:1000", min_replicas=1, max_replicas=2, stop_grace=0,
                    checkpoint_condition=thaw.log("hello"), client=client(daemon))  # fmt: skip
     pod.deploy(progress=said.append)
     built = [line for line in said if line.startswith("building")]
     equal(len(built), 4, f"layers that were built: {built}")
     equal(next(pod.logs()).text, "hello from a wheel made in /srv/app", "what the program says")
-    text = pod.exec(["sh", "-c", "ls /srv/app /extra; cat /run/secrets/key; test -e /etc/issue || echo; echo $WORD; pwd; touch /run/secrets/key 2>/dev/null || echo readonly"]).stdout
-    equal(text.split(), ["/extra:", "other.py", "/srv/app:", "main.py", "s3cret", "made", "/srv/app", "readonly"], "what the container sees")
+    text = pod.exec(["sh", "-c", "ls /srv/app /extra; cat /run/thaw/secrets/key; test -e /etc/issue || echo; echo $WORD; pwd; id -u"]).stdout
+    equal(text.split(), ["/extra:", "other.py", "/srv/app:", "main.py", "s3cret", "made", "/srv/app", "1000"], "what the container sees")
+    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    key.write_text("another")
+    second = next(replica for replica in pod.scale(2) if replica.restored)
+    equal(second.exec(["cat", "/run/thaw/secrets/key"]).stdout, "another", "the secret in a restored replica")
     before = listing()
     said.clear()
     image.build(said.append)

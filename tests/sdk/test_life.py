@@ -1,5 +1,7 @@
 """A pod's whole life through the Python package, against a real daemon: deployed from a file, warm by a function, restored, used, gone."""
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -91,6 +93,36 @@ def test_changed_code_is_deployed(daemon):
     equal(ask(pod().urls[0])["version"], 2, "version after the change")
     equal(len(set(CACHE.glob("images/content/*/*")) - contents), 1, "files that were copied for one edited file")
     pod().remove()
+
+
+def test_a_deploy_leaves_the_scale(daemon):
+    """min_replicas=0 and a connection that is held: a deploy by the package, and one by the command, wait for what the connection calls
+    for, and ask for no replica of their own."""
+    def declared(mode):
+        return thaw.Pod("zero", base().add(str(APP)), entrypoint=["python3", "app.py"], ports=[8000], env={"MODE": mode}, min_replicas=0, max_replicas=2,
+                        keep_warm=1, stop_grace=1, client=client(daemon))  # fmt: skip
+
+    def look():
+        row = daemon.api("GET", "/v1/pods/zero")
+        return row["scale"], row["version"], [replica["version"] for replica in daemon.replicas("zero")]
+
+    url = declared("one").deploy().urls[0]
+    equal(look(), (0, 1, []), "scale, version and replicas after the first deploy")
+    with contextlib.closing(http.client.HTTPConnection(url.partition("//")[2], timeout=60)) as held:
+        held.request("GET", "/")
+        equal(json.loads(held.getresponse().read())["mode"], "one", "who answers")
+        held.request("GET", "/hold")
+        pod = declared("two")
+        pod.deploy()
+        equal(look(), (0, 2, [2]), "scale, version and replicas after a deploy")
+    with contextlib.closing(http.client.HTTPConnection(url.partition("//")[2], timeout=60)) as held:
+        held.request("GET", "/hold")
+        file = daemon.data / "zero.json"
+        file.write_text(json.dumps({**pod.spec(), "env": {**pod.spec()["env"], "MODE": "three"}}))
+        daemon.cli("deploy", file)
+        equal(look(), (0, 3, [3]), "scale, version and replicas after `thaw deploy`")
+    wait_for(lambda: look() == (0, 3, []), "nothing runs when nobody calls")
+    pod.remove()
 
 
 def test_several_gpus(daemon):

@@ -113,7 +113,7 @@ class Pods(unittest.TestCase):
             {"name": "Model"}, {"name": "-a"}, {"name": ""}, {"name": 3}, {"image": 3}, {"image": "python:3.12"}, {"entrypoint": "python3 x"}, {"entrypoint": []},
             {"entrypoint": [1]}, {"ports": 8000}, {"ports": [0]}, {"ports": ["x:1"]}, {"ports": ["8000/udp"]}, {"cpu": 0}, {"cpu": "2"}, {"cpu": True},
             {"memory": "much"}, {"memory": 10}, {"pids": 0}, {"gpu": -1}, {"gpu": 65}, {"gpu": 1.5}, {"env": {"A": 1}}, {"env": {"A B": "x"}},
-            {"env": {"THAW_POD": "x"}}, {"env": ["A=1"]}, {"secrets": "file"}, {"secrets": [3]}, {"secrets": {"a/b": "x"}}, {"mounts": ["x"]}, {"mounts": ["a:b"]},
+            {"env": {"THAW_POD": "x"}}, {"env": ["A=1"]}, {"secrets": "file"}, {"secrets": [3]}, {"secrets": {"a/b": "x"}}, {"secrets": {"-a": "x"}}, {"secrets": ["a/key", "b/key"]}, {"secrets": {"a": ""}}, {"mounts": ["x"]}, {"mounts": ["a:b"]},
             {"mounts": [{"source": "/a"}]}, {"user": ""}, {"workdir": "app"}, {"min_replicas": -1}, {"min_replicas": 1001}, {"max_replicas": 0},
             {"min_replicas": 3, "max_replicas": 2}, {"keep_warm": "long"}, {"checkpoint_enabled": "yes"}, {"checkpoint_condition": "http"},
             {"checkpoint_condition": http}, {"checkpoint_condition": http("/x")}, {"checkpoint_condition": lambda: True}, {"checkpoint_timeout": 0},
@@ -214,11 +214,13 @@ class Others(unittest.TestCase):
         self.assertEqual([str(error) for error in caught.exception.cleanup_errors], ["of the clean-up"])
 
     def test_addresses(self):
-        for wrong in ("http://x", "unix:relative", "tcp:host", "tcp::1", "tcp:h:99999"):
+        for wrong in ("http://x", "unix:relative", "tls:host", "tls::1", "tls:h:99999", "tcp:h:1", 3):
             self.assertRaises(InvalidError, Client, wrong)
         with self.assertRaises(thaw.UnreachableError) as caught:
             Client("unix:/no/such/thaw.sock").get("/v1/version")
         self.assertIn("thaw daemon", str(caught.exception))
+        self.assertRaises(InvalidError, Client, "tls:h:1", ca="/no/such/file")
+        self.assertRaises(InvalidError, Client, "tls:h:1", token="two\nlines")
 
     def test_outside_a_replica(self):
         if thaw.inside():

@@ -255,7 +255,7 @@ def _init(options: argparse.Namespace, _: Optional[Client]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="thaw", description="Pods that are written in Python.")
-    top.add_argument("--host", help="the daemon: unix:PATH or tcp:HOST:PORT")
+    top.add_argument("--host", help="the daemon: unix:PATH or tls:HOST:PORT")
     verbs = top.add_subparsers(dest="verb", required=True)
     deploy = verbs.add_parser("deploy", help="create the pod of FILE.py:NAME, or change it")
     deploy.add_argument("--no-wait", action="store_true", help="return when the pod is written down")

@@ -298,7 +298,7 @@ def _dockerfile(state: _State, step: Step, needs_files: bool, progress: Progress
     arguments = [f"--build-arg={name}={value}" for name, value in sorted(step.arguments["args"].items())]
 
     def fetch(layout: str) -> None:
-        name = f"localhost/thaw-build-{os.getpid()}-{os.path.basename(os.path.dirname(layout)).strip('.')}"
+        name = f"localhost/thaw-build-{_key(layout)}"
         try:
             _run([tool, "build", "--isolation=chroot", "--network=host", *arguments, "-f", path, "-t", name, context], f"build {path}", progress)
             if look() != facts:

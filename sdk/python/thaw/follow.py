@@ -1,4 +1,4 @@
-"""Events as they happen, beside something else, or until a deadline."""
+"""Events as they happen, until a deadline."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import time
 from typing import Any, Callable, Dict, Iterator, Optional
 
 from .client import Client
-from .errors import ThawError
+
+
+class _Closed(Exception):
+    pass
 
 
 class _Stream:
-    """A thread that reads events and hands each to a function, until it is closed."""
+    """A thread that reads events and hands each to a function, until it is closed; an error that ends it comes last."""
 
     def __init__(self, client: Client, after: int, pod: Optional[str], handle: Callable[[Any], None]) -> None:
         self._client, self._after, self._pod, self._handle = client, after, pod, handle
@@ -24,19 +27,20 @@ class _Stream:
 
     def _opened(self, connection: socket.socket) -> None:
         with self._lock:
-            self._socket = connection
             if self._closed:
-                connection.shutdown(socket.SHUT_RDWR)
+                raise _Closed
+            self._socket = connection
 
     def _read(self) -> None:
-        with contextlib.suppress(ThawError, OSError):
+        try:
             for _, event in self._client.events("/v1/events", self._opened, follow=True, after=self._after, pod=self._pod):
                 self._handle(event)
-        self._handle(None)
+        except _Closed:
+            pass
+        except Exception as error:  # noqa: BLE001: whoever waits for events raises it
+            self._handle(error)
 
-    def close(self, linger: float = 0) -> None:
-        """linger: so many seconds for what has happened already to arrive."""
-        self._thread.join(linger)
+    def close(self) -> None:
         with self._lock:
             self._closed = True
             if self._socket is not None:
@@ -52,8 +56,8 @@ def follow(client: Client, after: int, end: float) -> Iterator[Dict[str, Any]]:
     try:
         while True:
             event = events.get(timeout=max(0.001, end - time.monotonic()))
-            if event is None:
-                return
+            if isinstance(event, Exception):
+                raise event
             yield event
     except queue.Empty:
         return

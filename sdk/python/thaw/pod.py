@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -175,16 +176,21 @@ def _secrets(value: Any) -> List[Tuple[str, str]]:
     else:
         raise InvalidError("use secrets", value, "they are neither a list nor a dict", example)
     for name, path in pairs:
-        if not isinstance(name, str) or not name or "/" in name or name.startswith(".") or not isinstance(path, (str, os.PathLike)):
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
             raise InvalidError("use secrets", f"{name!r}: {path!r}", "it is no name and file", example)
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise InvalidError("use secrets", f"{name!r}: {path!r}", "the name is not one of letters, digits, '-', '_' and '.', the first no '-' or '.'", example)
+        if [other for other, _ in pairs].count(name) > 1:
+            raise InvalidError("use secrets", name, "two secrets have that name", "give them names of their own: {'one': './a/key', 'other': './b/key'}")
     return [(name, os.path.abspath(os.path.expanduser(os.fspath(path)))) for name, path in pairs]
 
 
 class Pod:
     """What runs, and how: an image, a command, ports, resources, how many replicas, and when one counts as warm.
 
-    `entrypoint` is run instead of the image's own command. `secrets` are files of this machine that the container sees read-only in
-    /run/secrets; they are no part of its image nor of its checkpoint's files (what the program read of them is in its memory).
+    `entrypoint` is run instead of the image's own command. `secrets` are files of this machine whose content the container sees, in
+    memory, as /run/thaw/secrets/NAME, of its own user and mode 0400; they are read anew at every start and are in no image and no
+    checkpoint (what the program has read of them is in its memory).
     `checkpoint_condition` is a function of your module, called in the container in a process of its own, or a condition such as
     http("/health"); with it, checkpoints are on unless `checkpoint_enabled` is False.
 
@@ -295,9 +301,9 @@ class Pod:
         env = {**built.env, **self.env}
         helpers = {"source": build.helpers_folder(), "target": _HELPERS, "readonly": True}
         env["PYTHONPATH"] = ":".join(filter(None, [env.get("PYTHONPATH"), _HELPERS]))
-        secrets = [{"source": path, "target": f"/run/secrets/{name}", "readonly": True} for name, path in self.secrets]
         spec: Dict[str, Any] = {
-            "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, *secrets, helpers],
+            "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, helpers],
+            "secrets": [{"name": name, "file": path} for name, path in self.secrets],
             "replicas": {"min": self.min_replicas, "max": self.max_replicas, **({"keep_warm": self.keep_warm} if self.keep_warm else {})},
             "stop_grace": self.stop_grace,
             "command": self.entrypoint or built.command, "user": self.user or built.user, "workdir": self.workdir or built.workdir,
@@ -309,7 +315,8 @@ class Pod:
         return _given(spec)
 
     def deploy(self, wait: bool = True, timeout: float = 900, progress: Optional[Progress] = None) -> Deployment:
-        """Creates the pod, or changes it to what is declared here, and waits until `min_replicas` are ready.
+        """Creates the pod, or changes it to what is declared here, and waits until as many replicas are ready as are wanted: of a new pod
+        `min_replicas`, of another one as many as it was scaled to, or as connections call for.
 
         When anything of it fails, or it is interrupted, everything is put back: a new pod is removed with its checkpoints, one that was
         there gets its old specification, and what was built of the code folder is removed. (Finished image layers stay for the next
@@ -318,7 +325,7 @@ class Pod:
         >>> pod.deploy().urls
         ['http://127.0.0.1:9000']
         """
-        return self._deploy(None, wait, timeout, progress)[0]
+        return self._deploy(None, wait, timeout, progress)
 
     def create(self, timeout: float = 900, progress: Optional[Progress] = None) -> Replica:
         """One more replica, now: deploys the pod when it is not yet, or has changed. Returns when the replica is ready.
@@ -328,14 +335,14 @@ class Pod:
         'http://127.0.0.1:9000'
         """
         known = {replica.id for replica in self.replicas()} if self._get() else set()
-        deployment, ready = self._deploy(1, True, timeout, progress)
+        deployment = self._deploy(1, True, timeout, progress)
         fresh = [replica for replica in self.replicas() if replica.id not in known and replica.state == "ready"]
         if not fresh:
-            raise ThawError("unavailable", "create a replica of", self.name, f"{ready} are ready, and none of them is new", "see `thaw ps -a` and `thaw events`")
+            raise ThawError("unavailable", "create a replica of", self.name, "none of those that are ready is new", "see `thaw ps -a` and `thaw events`")
         fresh[-1].url = deployment.urls[0] if deployment.urls else None
         return fresh[-1]
 
-    def _deploy(self, more: Optional[int], wait: bool, timeout: float, progress: Optional[Progress]) -> Tuple[Deployment, int]:
+    def _deploy(self, more: Optional[int], wait: bool, timeout: float, progress: Optional[Progress]) -> Deployment:
         from . import build
 
         if not values.is_number(timeout) or timeout <= 0:
@@ -343,30 +350,33 @@ class Pod:
         end = time.monotonic() + timeout
         if self.condition:
             self.condition.to_spec()
+        for path in [*(mount["source"] for mount in self.mounts), *(path for _, path in self.secrets)]:
+            if not os.path.exists(path):
+                raise InvalidError("show the container", path, "there is no such file or folder", "correct mounts or secrets, or create it")
         before = self._get()
         with Undo() as undo, build.session(undo):
             spec = self.spec(progress)
-            missing = [mount["source"] for mount in spec["mounts"] if not os.path.exists(mount["source"])]
-            if missing:
-                raise InvalidError("mount", missing[0], "there is no such file or folder", "correct mounts or secrets, or create it")
             checkpoints = {row["id"] for row in self._checkpoint_rows()} if before else set()
             if progress:
                 progress(f"deploying {self.name}")
             undo.add(lambda: self._put_back(before, checkpoints))
             result = self.client.post("/v1/pods", spec, timeout=max(60.0, timeout))
             pod = result["pod"]
-            wanted = pod["desired"] if more is None else min(pod["ready"] + more if before and not result["changed"] else max(more, pod["desired"]), self.max_replicas)
-            if more is not None and before and not result["changed"] and pod["ready"] >= self.max_replicas:
-                raise ThawError("conflict", "create a replica of", self.name, f"{pod['ready']} run, which is max_replicas", "raise max_replicas, or stop one")
-            if wait or more is not None:
+            if more is not None:
+                # Beside those that are wanted already, whether they are ready or still coming.
+                running = before is not None and not before["stopped"] and not result["changed"]
+                wanted = pod["desired"] + more if running else max(more, self.min_replicas)
+                if wanted > self.max_replicas:
+                    raise ThawError("conflict", "create a replica of", self.name, f"{pod['desired']} are wanted already, and max_replicas is {self.max_replicas}", "raise max_replicas, or stop one")
                 self.client.post(f"{self._path}/scale", {"replicas": wanted})
-                pod = self._wait_ready(pod["version"], wanted, end, progress, result["last_event"])
+            if wait or more is not None:
+                pod = self._wait_ready(pod["version"], end, progress, result["last_event"])
         build.prune(self.client)
         notes = list(result["warnings"])
         checkpoint = pod["checkpoint"]
         if checkpoint["enabled"] and not checkpoint["effective"] and not notes:
             notes.append(f"no checkpoints: {checkpoint['reason']}")
-        return Deployment(self.name, _urls(pod), result["created"], result["changed"], notes), pod["ready"]
+        return Deployment(self.name, _urls(pod), result["created"], result["changed"], notes)
 
     def _put_back(self, before: Optional[Dict[str, Any]], checkpoints: Any) -> None:
         """What this deploy did to the daemon, undone."""
@@ -380,22 +390,24 @@ class Pod:
             self.client.post("/v1/pods", before["spec"])
         if before["stopped"]:
             self.client.post(f"{self._path}/stop")
-        elif now["desired"] != before["desired"] or now["version"] != before["version"]:
-            self.client.post(f"{self._path}/scale", {"replicas": before["desired"]})
+        elif self.client.get(self._path)["scale"] != before["scale"]:
+            self.client.post(f"{self._path}/scale", {"replicas": before["scale"]})
         for row in self._checkpoint_rows():
             if row["id"] not in checkpoints:
                 with contextlib.suppress(ThawError):  # in use by a replica that is still ending
                     self.client.delete(f"/v1/checkpoints/{row['id']}")
 
-    def _wait_ready(self, version: int, count: int, end: float, progress: Optional[Progress], after: int) -> Dict[str, Any]:
-        """Until `count` replicas of this version are ready, and none of another is left. A failed one of this version ends it: replicas of
-        the version before may serve well, but that is not what was asked for."""
+    def _wait_ready(self, version: int, end: float, progress: Optional[Progress], after: int) -> Dict[str, Any]:
+        """Until as many replicas of this version are ready as are wanted, which is for connections to say, too, and none of another is left.
+        A failed one of this version ends it: replicas of the version before may serve well, but that is not what was asked for."""
         from .follow import follow
 
-        def ready() -> Optional[int]:
-            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in _ENDED]
+        def ready() -> Optional[str]:
+            """None, or what is missing."""
+            wanted = self.client.get(self._path)["desired"]
+            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in (*_ENDED, "standby")]
             mine = [row for row in rows if row["version"] == version and row["state"] == "ready"]
-            return None if len(mine) == count == len(rows) else len(mine)
+            return None if len(mine) == wanted == len(rows) else f"{len(mine)} of {wanted} replicas are ready"
 
         now = ready()
         if now is not None:
@@ -408,14 +420,13 @@ class Pod:
                     row = self.client.get(f"/v1/replicas/{event['replica']}")
                     if row["version"] == version and not row["proof"]:
                         raise self._with_log(ThawError("unavailable", "deploy", self.name, row["reason"] or event["message"], "correct it, and deploy again"), row)
-                if event["type"] in ("replica.ready", "replica.stopped", "replica.failed"):
+                if event["type"] in ("replica.ready", "replica.stopped", "replica.failed", "pod.demand", "pod.scaled"):
                     now = ready()
                     if now is None:
                         break
         if now is not None:
-            self.client.last_event()  # the stream ends when the daemon does, too: then this says so
             rows = self.client.get("/v1/replicas", pod=self.name)
-            error = ThawError("timeout", "deploy", self.name, f"{now} of {count} replicas are ready", "give it a longer timeout, or look at `thaw events`")
+            error = ThawError("timeout", "deploy", self.name, now, "give it a longer timeout, or look at `thaw events`")
             raise self._with_log(error, rows[-1]) if rows else error
         pod: Dict[str, Any] = self.client.get(self._path)
         return pod

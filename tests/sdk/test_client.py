@@ -1,0 +1,113 @@
+"""The way to the daemon: over TLS with a token, and over connections that break."""
+
+import os
+import signal
+import subprocess
+import threading
+
+import thawtest
+from common import base, check, client, equal, own_cache, raises, thaw, wait_for
+
+own_cache()
+
+
+def pod_of(daemon_client, name="web", code="import time; print('up', flush=True); time.sleep(1000)"):
+    return thaw.Pod(name, base(), entrypoint=["python3", "-c", code], min_replicas=1, stop_grace=0, client=daemon_client)
+
+
+def test_tls():
+    """Everything that works over the socket does over TLS: requests, streams, exec; and `thaw deploy app.py:pod`."""
+    daemon = thawtest.Daemon(slots=1)
+    cert, key, port = daemon.data / "cert.pem", daemon.data / "key.pem", thawtest.free_port()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=thaw",
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=60)  # fmt: skip
+    daemon.arguments += ["--listen", f"tls:127.0.0.1:{port}", "--tls-cert", str(cert), "--tls-key", str(key)]
+    with daemon:
+        address = f"tls:127.0.0.1:{port}"
+        tokens = {scope: daemon.cli("token", "create", f"a-{scope}", "--scope", scope).stdout.strip() for scope in ("read", "deploy")}
+        pod = pod_of(thaw.Client(address, token=tokens["deploy"], ca=str(cert)))
+        pod.deploy(timeout=60)
+        equal(next(pod.logs(follow=True)).text, "up", "a followed log")
+        check(any(event.type == "replica.ready" for event in pod.events()), "events")
+        equal(next(event for event in pod.events(follow=True) if event.type == "replica.ready").pod, "web", "followed events")
+        big = os.urandom(1 << 20).hex()
+        check(pod.exec(["cat"], input=big, timeout=60).stdout == big, "what comes back of 2 MB")
+        equal(pod.exec(["sh", "-c", "echo oops >&2; exit 3"]), (3, "", "oops\n"), "exec")
+        raises(thaw.ThawError, lambda: thaw.Client(address, token=tokens["read"], ca=str(cert)).post("/v1/pods/web/stop"), "scope")
+        raises(thaw.ThawError, lambda: thaw.Client(address, ca=str(cert)).get("/v1/pods"), "token")
+        raises(thaw.UnreachableError, lambda: thaw.Client(address, token=tokens["read"]).get("/v1/pods"), "THAW_CA")
+        folder = daemon.data / "app"
+        folder.mkdir()
+        (folder / "app.py").write_text(f"import thaw\npod = thaw.Pod('web', thaw.Image.from_rootfs({os.environ['TEST_ROOTFS']!r}), entrypoint=['sleep', '999'], stop_grace=0)\n")
+        env = {**daemon.env, "THAW_HOST": address, "THAW_TOKEN": tokens["deploy"], "THAW_CA": str(cert)}
+        done = subprocess.run([daemon.binary, "deploy", "-q", f"{folder}/app.py:pod"], env=env, capture_output=True, text=True, timeout=60, check=False)
+        equal((done.returncode, done.stdout), (0, "web\n"), f"`thaw deploy app.py:pod` over TLS ({done.stderr})")
+        pod.remove()
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+class Proxy:
+    """A socket whose connections can be cut in the middle, while new ones are let through."""
+
+    def __init__(self, daemon):
+        self.path = f"{daemon.data}/proxy.sock"
+        self.process = subprocess.Popen(["socat", f"UNIX-LISTEN:{self.path},fork", f"UNIX-CONNECT:{daemon.socket}"], stdin=subprocess.DEVNULL)
+        wait_for(lambda: os.path.exists(self.path), "socat listens")
+        self.client = thaw.Client(f"unix:{self.path}")
+
+    def cut(self):
+        for pid in wait_for(self._children, "a connection"):
+            os.kill(int(pid), signal.SIGKILL)
+
+    def _children(self):
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="utf-8") as file:
+            return file.read().split()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def test_connections_that_break(daemon):
+    """Events go on where they were; a log, a program, a wait end with an error that says what happened."""
+    pod = pod_of(client(daemon))
+    pod.deploy(timeout=60)
+    with Proxy(daemon) as proxy:
+        broken = pod_of(proxy.client)
+        events = broken.events(follow=True)
+        equal(next(events).type, "pod.deployed", "the first event")
+        proxy.cut()
+        last = daemon.last_event()
+        seen = []
+        while not seen or seen[-1] < last:
+            seen.append(next(events).id)
+        equal(seen, [event["id"] for event in daemon.events(pod="web")][1:], "the events after the cut: none twice, none missed")
+        events.close()
+
+        lines = broken.logs(follow=True)
+        equal(next(lines).text, "up", "the first line")
+        proxy.cut()
+        raises(thaw.UnreachableError, lambda: list(lines), "broke off")
+
+        cutter = threading.Thread(target=lambda: (wait_for(lambda: "\nsleep" in daemon.exec("web", "sh", "-c", "cat /proc/[0-9]*/comm"), "it runs"), proxy.cut()))
+        cutter.start()
+        raises(thaw.UnreachableError, lambda: broken.exec(["sleep", "1000"]), "sleep 1000", "broke off")
+        cutter.join()
+        raises(thaw.InvalidError, lambda: broken.exec(["cat"], input=3), "neither text nor bytes")
+        error = raises(thaw.ThawError, lambda: broken.exec(["sleep", "1000"], timeout=0.2), "within 0.2 s")
+        equal(error.code, "timeout", "the code")
+
+    # The daemon goes while a deploy waits: that is said at once, not when its time is over.
+    own = thawtest.Daemon(slots=1).start()
+    waits = thaw.Pod("waits", base(), entrypoint=["sleep", "1000"], min_replicas=1, stop_grace=0, checkpoint_condition=thaw.file("/never"), client=client(own))
+    raises(thaw.UnreachableError, lambda: waits.deploy(progress=lambda line: "replica.warming" in line and own.kill9(), timeout=600), str(own.socket))
+    own.start()
+    own.destroy()
+    pod.remove()
+
+
+if __name__ == "__main__":
+    thawtest.main(globals())
