@@ -69,6 +69,17 @@ bool has_ipc_objects() {
   return false;
 }
 
+// What a container gets is never less than ours (runtime::process_limits), and where the daemon is
+// killed sooner than others that is not the container's matter.
+void lower_oom_score() {
+  std::string file = "/proc/self/oom_score_adj";
+  try {
+    if (std::stoi(read_file(file)) > 0) write_file(file, "0");
+  } catch (const Error&) {
+    // Not without CAP_SYS_RESOURCE, if who has it set a floor.
+  }
+}
+
 // A step that knows the daemon and up to two others.
 void fault(FaultName name, Victim one = {}, Victim other = {}) {
   fault_point(name, {{"daemon", ::getppid()}, one, other});
@@ -165,6 +176,7 @@ int Shim::run() {
   ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   ::prctl(PR_SET_NAME, "thaw-shim", 0, 0, 0);
   ::setsid();
+  lower_oom_score();
   for (int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT}) ::signal(number, SIG_IGN);
   watch(control_.get(), [this] {
     auto message = receive_message(control_);
@@ -609,7 +621,7 @@ json Shim::restore(const json& request) {
        {std::pair{"shm", paths_.shm()}, {"dev", paths_.dev()}, {"thaw", paths_.thaw()}})
     if (exists(directory + "/" + name)) store::copy_tree(directory + "/" + name, to);
   runtime::prepare_rootfs(spec_, paths_);
-  write_file(paths_.thaw() + "/restored", "");
+  runtime::write_inside(paths_, "restored", "");
   fault("shim.restore.mounts", {"criu", swrk_ ? swrk_->pid() : 0});
   phases.add("mounts", at);
 
@@ -712,6 +724,7 @@ json Shim::take(const json& request) {
   spec_.hostname = request.at("hostname");
   spec_.identity = request.at("identity");
   runtime::write_names(spec_, paths_);
+  runtime::refresh_secrets(spec_, paths_);
   check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
         spec_.hostname);
   // No watchdog bites before that, and looking costs a client its time.
@@ -969,15 +982,11 @@ void Shim::read_notifications() {
 
 // Members: outcome, reason. Tells whoever waits in the container (docs/container-protocol.md).
 void Shim::announce(const json& request) {
-  // The folder is the container's to write to: the text is made outside it, and a rename replaces
-  // whatever has the name, without following it.
-  std::string beside = paths_.dir + "/started.json", name = paths_.thaw() + "/started.json";
-  write_file(beside,
-             json{{"outcome", request.at("outcome")}, {"reason", request.at("reason")}}.dump(
-                 -1, ' ', false, json::error_handler_t::replace) +
-                 "\n");
-  check(::chmod(beside.c_str(), 0644), "set mode of", beside);
-  check(::rename(beside.c_str(), name.c_str()), "rename", name);
+  runtime::write_inside(
+      paths_, "started.json",
+      json{{"outcome", request.at("outcome")}, {"reason", request.at("reason")}}.dump(
+          -1, ' ', false, json::error_handler_t::replace) +
+          "\n");
 }
 
 json Shim::status() {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -26,6 +27,10 @@ Slots::Slots(const Settings& settings, checkpoint::CriuInstall criu, network::Ne
       network_(network),
       layout_(runtime::CgroupLayout::detect()) {
   make_directories(settings_.data_dir + "/slots", 0700);
+  Fd tree = runtime::detached_mount(settings_.thaw_binary, MOUNT_ATTR_RDONLY);
+  // Above the numbers that a child has a use for.
+  program_ =
+      Fd(check(::fcntl(tree.get(), F_DUPFD_CLOEXEC, 10), "duplicate", settings_.thaw_binary));
 }
 
 void Slots::start_refill() {
@@ -67,7 +72,8 @@ std::unique_ptr<Slot> Slots::make() {
     ProcessOptions options;
     options.descriptors = {{theirs.get(), 3}};
     options.new_session = true;
-    Process process = Process::spawn({settings_.thaw_binary, "shim", slot->paths.dir}, options);
+    Process process = Process::spawn(
+        {fmt::format("/proc/self/fd/{}", program_.get()), "shim", slot->paths.dir}, options);
     theirs.reset();
     slot->shim_pid = process.pid();
     slot->shim_handle = process.pidfd().duplicate();

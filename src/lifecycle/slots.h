@@ -55,6 +55,9 @@ class Slots {
   checkpoint::CriuInstall criu_;
   network::Network& network_;
   runtime::CgroupLayout layout_;
+  // Ours, on a mount of its own that cannot be written to: a container in which a process of the
+  // shim's shows may come by the shim's program, not change it.
+  Fd program_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Slot>> ready_;

@@ -2,9 +2,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -56,6 +58,66 @@ void inherit_cpuset(const std::string& mount, const std::string& path) {
     parent = directory;
     at = slash + 1;
   }
+}
+
+// null, zero, full, random, urandom, tty, ptmx, pts: what a container's /dev holds. Nobody may make
+// others usable.
+struct Device {
+  int major, minor;  // -1: all
+};
+constexpr Device kDevices[] = {{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, -1}};
+
+// The v2 way: a program that the kernel asks at each open and mknod of a device
+// (BPF_PROG_TYPE_CGROUP_DEVICE; its context is bpf_cgroup_dev_ctx). It goes with the group.
+void attach_device_filter(const std::string& directory) {
+  std::vector<bpf_insn> code;
+  auto jump = [&](int operation, int reg, int value, int over) {
+    code.push_back({static_cast<__u8>(BPF_JMP | operation | BPF_K), static_cast<__u8>(reg), 0,
+                    static_cast<__s16>(over), value});
+  };
+  auto load = [&](int reg, std::size_t offset) {
+    code.push_back({BPF_LDX | BPF_MEM | BPF_W, static_cast<__u8>(reg), BPF_REG_1,
+                    static_cast<__s16>(offset), 0});
+  };
+  auto answer = [&](int value) {
+    code.push_back({BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, value});
+    code.push_back({BPF_JMP | BPF_EXIT, 0, 0, 0, 0});
+  };
+  load(BPF_REG_2, offsetof(bpf_cgroup_dev_ctx, access_type));  // access << 16 | type
+  load(BPF_REG_4, offsetof(bpf_cgroup_dev_ctx, major));
+  load(BPF_REG_5, offsetof(bpf_cgroup_dev_ctx, minor));
+  code.push_back({BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_3, BPF_REG_2, 0, 0});
+  code.push_back({BPF_ALU64 | BPF_RSH | BPF_K, BPF_REG_3, 0, 0, 16});
+  code.push_back({BPF_ALU64 | BPF_AND | BPF_K, BPF_REG_2, 0, 0, 0xffff});
+  // A node alone opens nothing, and to make one is a capability's matter.
+  jump(BPF_JNE, BPF_REG_3, BPF_DEVCG_ACC_MKNOD, 2);
+  answer(1);
+  jump(BPF_JEQ, BPF_REG_2, BPF_DEVCG_DEV_CHAR, 2);
+  answer(0);
+  for (const Device& device : kDevices) {
+    bool any = device.minor < 0;
+    jump(BPF_JNE, BPF_REG_4, device.major, any ? 2 : 3);
+    if (!any) jump(BPF_JNE, BPF_REG_5, device.minor, 2);
+    answer(1);
+  }
+  answer(0);
+
+  bpf_attr load_program{};
+  load_program.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
+  load_program.insns = reinterpret_cast<__u64>(code.data());
+  load_program.insn_cnt = static_cast<__u32>(code.size());
+  load_program.license = reinterpret_cast<__u64>("GPL");
+  Fd program(
+      check(static_cast<int>(::syscall(SYS_bpf, BPF_PROG_LOAD, &load_program, sizeof load_program)),
+            "load device filter for", directory));
+  Fd group = Fd::open(directory, O_RDONLY | O_DIRECTORY);
+  bpf_attr attach{};
+  attach.target_fd = static_cast<__u32>(group.get());
+  attach.attach_bpf_fd = static_cast<__u32>(program.get());
+  attach.attach_type = BPF_CGROUP_DEVICE;
+  attach.attach_flags = BPF_F_ALLOW_MULTI;  // systemd may have its own above
+  check(::syscall(SYS_bpf, BPF_PROG_ATTACH, &attach, sizeof attach), "attach device filter to",
+        directory);
 }
 
 // Controllers must be handed down from group to group on v2.
@@ -175,15 +237,19 @@ void Cgroup::apply(const state::Resources& resources) const {
       write_file(file("cpu", "cpu.cfs_quota_us", ""), quota);
     }
   }
-  std::string devices = layout_.mount_of("devices");
-  if (!devices.empty()) {
-    write_file(devices + path_ + "/devices.deny", "a");
-    // null, zero, full, random, urandom, tty, ptmx, pts: what a container's /dev holds. Nobody may
-    // make others usable.
-    for (const char* rule : {"c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm",
-                             "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm", "c *:* m", "b *:* m"})
-      write_file(devices + path_ + "/devices.allow", rule);
-  }
+  allow_devices();
+}
+
+// What the OCI runtime does at a cold start.
+void Cgroup::allow_devices() const {
+  std::string v1 = layout_.mount_of("devices");
+  if (v1.empty()) return attach_device_filter(layout_.unified() + path_);
+  write_file(v1 + path_ + "/devices.deny", "a");
+  auto allow = [&](const std::string& rule) { write_file(v1 + path_ + "/devices.allow", rule); };
+  for (const Device& device : kDevices)
+    allow(fmt::format("c {}:{} rwm", device.major,
+                      device.minor < 0 ? "*" : std::to_string(device.minor)));
+  for (const char* rule : {"c *:* m", "b *:* m"}) allow(rule);
 }
 
 std::vector<int> Cgroup::pids() const {

@@ -34,7 +34,7 @@ class Cgroup {
   // cgroup.procs of each hierarchy that replicas are put in.
   std::vector<std::string> procs_files() const;
   const std::string& path() const { return path_; }
-  // Sets cpu, memory, pids limits and (v1) the device list. Zero means no limit.
+  // Sets cpu, memory and pids limits, of which zero means none, and which devices can be opened.
   void apply(const state::Resources& resources) const;
   std::vector<int> pids() const;
   // SIGKILL to everything in it until it is empty; thaws it first. False at the deadline.
@@ -50,6 +50,7 @@ class Cgroup {
  private:
   std::string file(const std::string& controller, const std::string& v1_name,
                    const std::string& v2_name) const;
+  void allow_devices() const;
   CgroupLayout layout_;
   std::string path_;
 };

@@ -4,6 +4,7 @@
 #include <linux/capability.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -124,7 +125,15 @@ bool same_file(const std::string& a, const std::string& b) {
 constexpr std::uint64_t kMaskFile = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
                         kMaskDirectory = kMaskFile | MOUNT_ATTR_RDONLY;
 
-// A bind of `path` that is mounted nowhere yet.
+void write_secret(const ContainerSpec& spec, const state::Secret& secret, const std::string& path) {
+  Fd source = Fd::open(secret.file, O_RDONLY);
+  Fd target = Fd::open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0400);
+  write_all(target, read_all(source, 1 << 20), path);
+  check(::fchown(target.get(), spec.uid, spec.gid), "set owner of", path);
+}
+
+}  // namespace
+
 Fd detached_mount(const std::string& path, std::uint64_t attributes) {
   Fd tree(check(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, path.c_str(),
                                            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)),
@@ -136,8 +145,6 @@ Fd detached_mount(const std::string& path, std::uint64_t attributes) {
           "set attributes of mount", path);
   return tree;
 }
-
-}  // namespace
 
 nlohmann::json to_json(const ContainerSpec& spec) {
   nlohmann::json mounts = nlohmann::json::array();
@@ -236,9 +243,19 @@ void write_names(const ContainerSpec& spec, const SlotPaths& paths) {
   for (auto& [address, name] : spec.hosts) hosts += address + " " + name + "\n";
   write_file(paths.etc() + "/hosts", hosts);
   if (spec.identity.empty()) return;
-  std::string file = paths.thaw() + "/identity.json";
-  write_file(file + ".new", spec.identity);
-  check(::rename((file + ".new").c_str(), file.c_str()), "rename", file);
+  write_inside(paths, "identity.json", spec.identity);
+}
+
+void write_inside(const SlotPaths& paths, const std::string& name, std::string_view text) {
+  // The folder is the container's to write to: the text is made outside it, and a rename replaces
+  // whatever has the name, without following it.
+  std::string beside = paths.dir + "/" + name, file = paths.thaw() + "/" + name;
+  write_file(beside, text);
+  check(::chmod(beside.c_str(), 0644), "set mode of", beside);
+  if (::rename(beside.c_str(), file.c_str()) == 0) return;
+  if (errno != EISDIR) throw_errno("rename", file);
+  remove_tree(file);
+  check(::rename(beside.c_str(), file.c_str()), "rename", file);
 }
 
 // The contents never leave this process but into memory that only the container's user can read.
@@ -247,14 +264,20 @@ void prepare_secrets(const ContainerSpec& spec, const SlotPaths& paths) {
   make_directory(paths.thaw() + "/secrets", 0755);  // to mount on
   make_directory(paths.secrets(), 0700);
   mount_tmpfs(paths.secrets(), MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=16m");
+  for (const auto& secret : spec.secrets)
+    write_secret(spec, secret, paths.secrets() + "/" + secret.name);
+  check(::chown(paths.secrets().c_str(), spec.uid, spec.gid), "set owner of", paths.secrets());
+}
+
+void refresh_secrets(const ContainerSpec& spec, const SlotPaths& paths) {
   for (const auto& secret : spec.secrets) {
     std::string path = paths.secrets() + "/" + secret.name;
-    Fd source = Fd::open(secret.file, O_RDONLY);
-    Fd target = Fd::open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0400);
-    write_all(target, read_all(source, 1 << 20), path);
-    check(::fchown(target.get(), spec.uid, spec.gid), "set owner of", path);
+    // A secret's name has no dot in front: nothing of the pod's can be in the way.
+    std::string beside = paths.secrets() + "/.new";
+    ::unlink(beside.c_str());
+    write_secret(spec, secret, beside);
+    check(::rename(beside.c_str(), path.c_str()), "rename", path);
   }
-  check(::chown(paths.secrets().c_str(), spec.uid, spec.gid), "set owner of", paths.secrets());
 }
 
 void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
@@ -267,7 +290,7 @@ void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
   std::string options = "lowerdir=" + lowers + ",upperdir=" + escape_overlay(paths.upper()) +
                         ",workdir=" + escape_overlay(paths.work()) +
                         ",redirect_dir=off,metacopy=off,index=on,xino=off";
-  check(::mount("overlay", paths.rootfs().c_str(), "overlay", 0, options.c_str()),
+  check(::mount("overlay", paths.rootfs().c_str(), "overlay", MS_NODEV, options.c_str()),
         "mount overlay at", paths.rootfs());
   write_file(paths.etc() + "/resolv.conf", spec.cut_off ? "" : resolver_configuration());
   write_names(spec, paths);
@@ -278,6 +301,19 @@ std::uint64_t default_capabilities() {
   std::uint64_t mask = 0;
   for (auto& [number, name] : kCapabilities) mask |= std::uint64_t{1} << number;
   return mask;
+}
+
+ProcessLimits process_limits() {
+  ProcessLimits limits;
+  auto at_most = [](auto resource, std::uint64_t wanted) {
+    rlimit own{};
+    check(::getrlimit(resource, &own), "read limit");
+    return std::min<std::uint64_t>(wanted, own.rlim_max);
+  };
+  limits.descriptors = at_most(RLIMIT_NOFILE, 65536);
+  limits.locked_bytes = at_most(RLIMIT_MEMLOCK, 8 << 20);
+  limits.oom_score_adj = std::max(0, std::stoi(read_file("/proc/self/oom_score_adj")));
+  return limits;
 }
 
 nlohmann::json oci_config(const ContainerSpec& spec, const SlotPaths& paths,
@@ -321,6 +357,10 @@ nlohmann::json oci_config(const ContainerSpec& spec, const SlotPaths& paths,
         {"quota",
          std::max<std::int64_t>(1000, static_cast<std::int64_t>(spec.resources.cpu * 100000))}};
   resources["devices"] = json::array({{{"allow", false}, {"access", "rwm"}}});
+  ProcessLimits limits = process_limits();
+  auto rlimit = [](const char* type, std::uint64_t value) {
+    return json{{"type", type}, {"soft", value}, {"hard", value}};
+  };
   return {
       {"ociVersion", "1.0.2"},
       {"process",
@@ -331,6 +371,10 @@ nlohmann::json oci_config(const ContainerSpec& spec, const SlotPaths& paths,
         {"cwd", spec.cwd},
         {"capabilities",
          {{"bounding", capabilities}, {"effective", capabilities}, {"permitted", capabilities}}},
+        {"rlimits",
+         {rlimit("RLIMIT_NOFILE", limits.descriptors),
+          rlimit("RLIMIT_MEMLOCK", limits.locked_bytes)}},
+        {"oomScoreAdj", limits.oom_score_adj},
         {"noNewPrivileges", true}}},
       {"root", {{"path", paths.rootfs()}, {"readonly", false}}},
       {"mounts", mounts},

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -68,9 +69,13 @@ std::vector<Bind> binds(const ContainerSpec& spec, const SlotPaths& paths,
 void prepare_slot_mounts(const SlotPaths& paths);
 // Mounts the overlay and writes hosts, hostname, resolv.conf and identity.json.
 void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths);
-// Who the replica is: hostname, hosts and, unless it is empty, identity.json. In place, where the
-// container has them mounted.
+// Who the replica is: hostname and hosts, in place, where the container has them mounted, and,
+// unless it is empty, identity.json.
 void write_names(const ContainerSpec& spec, const SlotPaths& paths);
+// A file of /run/thaw, whatever has its name now. Nothing that the container put there is followed.
+void write_inside(const SlotPaths& paths, const std::string& name, std::string_view text);
+// The secrets as their files hold them now; the container sees each whole, the old one or the new.
+void refresh_secrets(const ContainerSpec& spec, const SlotPaths& paths);
 
 // The OCI runtime configuration for the cold start. Namespaces: pid and mount are new, network, uts
 // and ipc are the caller's.
@@ -97,5 +102,16 @@ std::string external_source(const std::string& key, const SlotPaths& paths,
 
 // Capabilities of a container's process, bit mask by capability number: podman's default set.
 std::uint64_t default_capabilities();
+
+// What a container's process may use and how soon it is killed for memory: not what the daemon's
+// unit has for itself.
+struct ProcessLimits {
+  std::uint64_t descriptors = 0, locked_bytes = 0;
+  int oom_score_adj = 0;
+};
+ProcessLimits process_limits();
+
+// A bind of `path` that is mounted nowhere yet, with MOUNT_ATTR_* set.
+Fd detached_mount(const std::string& path, std::uint64_t attributes);
 
 }  // namespace thaw::runtime

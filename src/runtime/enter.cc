@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -98,6 +99,31 @@ void set_capabilities(int socket, std::uint64_t keep) {
   if (::syscall(SYS_capset, &header, data) != 0) give_up(socket, "set capabilities");
 }
 
+// Before the container can see the process: nothing in it that is ours may be reached through
+// /proc/PID, by ptrace or by pidfd_getfd, which its programs may use on each other. What is left
+// are standard descriptors, the report's socket and the container's pidfd, at fixed numbers.
+constexpr int kSocket = 3, kInit = 4, kBeyond = 5;
+void shut_off(int socket, int init, const int (&given)[3], const ProcessLimits& limits,
+              const char* oom_score_adj) {
+  // A copy of our memory is not to be read, and our program not to be opened by its link.
+  if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) give_up(socket, "close memory");
+  int file = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (file < 0 || ::write(file, oom_score_adj, std::strlen(oom_score_adj)) < 0)
+    give_up(socket, "set oom_score_adj");
+  const rlimit descriptors{limits.descriptors, limits.descriptors},
+      locked{limits.locked_bytes, limits.locked_bytes};
+  // Parked above all target numbers first.
+  int all[5] = {given[0], given[1], given[2], socket, init};
+  for (int& fd : all)
+    if ((fd = ::fcntl(fd, F_DUPFD, 100)) < 0) give_up(socket, "duplicate descriptor");
+  for (int number = 0; number < kBeyond; ++number)
+    if (::dup2(all[number], number) < 0) give_up(all[3], "set descriptors");
+  if (::syscall(SYS_close_range, unsigned{kBeyond}, ~0u, 0u) != 0)
+    give_up(kSocket, "close descriptors");
+  if (::setrlimit(RLIMIT_NOFILE, &descriptors) != 0 || ::setrlimit(RLIMIT_MEMLOCK, &locked) != 0)
+    give_up(kSocket, "set limits");
+}
+
 // The entered process. Only calls that are safe after a fork of a threaded process.
 [[noreturn]] void run_entered(const EnterOptions& options, int socket, char* const* argv,
                               char* const* env, const char* path, std::uint64_t capabilities,
@@ -119,14 +145,6 @@ void set_capabilities(int socket, std::uint64_t keep) {
     if (slave > 2) ::close(slave);
     Report report;
     if (!send_report(socket, report, master)) give_up(socket, "send terminal");
-  } else {
-    int given[3] = {options.input, options.output, options.error};
-    for (int& fd : given)
-      if (fd >= 0 && (fd = ::fcntl(fd, F_DUPFD, 100)) < 0) give_up(socket, "duplicate descriptor");
-    for (int number = 0; number < 3; ++number) {
-      int from = given[number] >= 0 ? given[number] : ::open("/dev/null", O_RDWR);
-      if (from < 0 || ::dup2(from, number) < 0) give_up(socket, "set standard descriptors");
-    }
   }
   drop_capabilities(socket, capabilities);
   if (::setgroups(options.groups.size(), options.groups.data()) != 0) give_up(socket, "set groups");
@@ -136,8 +154,7 @@ void set_capabilities(int socket, std::uint64_t keep) {
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) give_up(socket, "set no_new_privs");
   if (::chdir(options.cwd.c_str()) != 0) give_up(socket, "change directory");
   ::umask(022);
-  // Nothing of the shim's may reach the program; all but the report's socket is close-on-exec
-  // already, and that, too.
+  // The report's socket is all there is left.
   if (::syscall(SYS_close_range, 3u, ~0u, 1u << 2 /* CLOSE_RANGE_CLOEXEC */) != 0)
     give_up(socket, "close descriptors");
   ::environ = const_cast<char**>(env);
@@ -173,6 +190,12 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
   for (const std::string& file : options.procs_files) groups.push_back(Fd::open(file, O_WRONLY));
   auto [ours, theirs] = Fd::socket_pair(SOCK_SEQPACKET);
   std::uint64_t capabilities = default_capabilities();
+  ProcessLimits limits = process_limits();
+  std::string oom_score_adj = std::to_string(limits.oom_score_adj);
+  Fd null = Fd::open("/dev/null", O_RDWR);
+  int given[3] = {options.input, options.output, options.error};
+  for (int& fd : given)
+    if (fd < 0 || options.terminal) fd = null.get();
   const std::vector<sock_filter>& program = seccomp_program();
   sock_fprog filter{static_cast<unsigned short>(program.size()),
                     const_cast<sock_filter*>(program.data())};
@@ -188,8 +211,11 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
       if (::write(group.get(), "0", 1) != 1) give_up(socket, "join cgroup");
     // A pid namespace holds for children only, so one more process is needed; CLONE_PARENT makes it
     // the shim's child.
-    if (::setns(init.get(), CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC) != 0)
+    shut_off(socket, init.get(), given, limits, oom_score_adj.c_str());
+    socket = kSocket;
+    if (::setns(kInit, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC) != 0)
       give_up(socket, "enter namespaces");
+    ::close(kInit);
     Report report;
     report.pid = static_cast<int>(::syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0));
     if (report.pid < 0) give_up(socket, "fork");

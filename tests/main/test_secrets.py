@@ -57,6 +57,21 @@ def test_secrets(daemon):
         daemon.remove(pod.name)
 
 
+def test_standby(daemon):
+    """One that was restored before the secret changed has the new one when it is taken."""
+    secret = daemon.data.parent / f"{daemon.data.name}-secret"
+    thawtest.at_end(secret.unlink)
+    secret.write_text(FIRST)
+    pod = Pod(daemon, "waits", when=GO, user="app", secrets=[{"name": "key", "file": str(secret)}], replicas={"min": 1, "max": 2, "standby": 1})
+    pod.warm()
+    waiting = pod.wait_event("replica.standby")["replica"]
+    secret.write_text(SECOND)
+    row = daemon.scale(pod.name, 2)[1]
+    equal(row["id"], waiting, "who was taken")
+    equal(daemon.exec(row["id"], "cat", "/run/thaw/secrets/key"), SECOND, "the secret of the standby that was taken")
+    equal(daemon.exec(row["id"], "sh", "-c", "stat -c '%a %u' /run/thaw/secrets/*; ls -A /run/thaw/secrets").split(), ["400", "1000", "key"], "its file")
+
+
 def test_missing(daemon):
     """Refused at the deploy; when it goes later, the start fails and says which."""
     pod = Pod(daemon, "lacks", secrets=[{"name": "key", "file": "/nowhere/secret"}])
