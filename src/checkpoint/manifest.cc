@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <set>
 
 #include "store/tree.h"
 #include "util/error.h"
@@ -64,12 +65,48 @@ struct stat regular_file(const std::string& path) {
   return info;
 }
 
+void check_directory(const std::string& path) {
+  struct stat info;
+  if (::lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
+    throw Error(Code::kCorrupt, "use checkpoint folder", path, "it is missing");
+}
+
+bool is_plain_name(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string_view::npos;
+}
+
 std::vector<std::string> names_in(const std::string& directory) {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(directory))
     names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   return names;
+}
+
+// The folder holds what the manifest says, by names that lead nowhere else.
+void check_names(const Manifest& manifest, const std::string& directory) {
+  auto refuse = [&](const std::string& name, const std::string& why) {
+    throw Error(Code::kCorrupt, "use checkpoint", directory, name + " " + why);
+  };
+  std::set<std::string> images;
+  for (const FileRecord& file : manifest.files) {
+    std::string name = file.path.rfind("images/", 0) == 0 ? file.path.substr(7) : "";
+    if (!is_plain_name(name)) refuse(file.path, "is no name of an image");
+    images.insert(name);
+  }
+  for (auto& [name, digest] : manifest.trees)
+    if (!is_plain_name(name)) refuse(name, "is no name of a folder");
+  for (const std::string& layer : manifest.layers)
+    if (!manifest.trees.count(layer)) refuse(layer, "is a layer without a digest");
+  check_directory(directory + "/images");
+  for (const std::string& name : names_in(directory + "/images"))
+    if (!images.count(name)) refuse("images/" + name, "was not there when it was sealed");
+  // Used where they are there, so they may not come later.
+  for (const char* name : {"shm", "dev", "thaw"}) {
+    struct stat info;
+    if (!manifest.trees.count(name) && ::lstat((directory + "/" + name).c_str(), &info) == 0)
+      refuse(name, "was not there when it was sealed");
+  }
 }
 
 }  // namespace
@@ -137,21 +174,34 @@ void seal(Manifest& manifest, const std::string& directory, const std::string& k
   write_signed(directory + "/manifest.json", to_json(manifest), key);
 }
 
-void write_signed(const std::string& path, nlohmann::json json, const std::string& key) {
-  json["mac"] = mac_of(json.dump(), key);
+void write_signed(const std::string& path, nlohmann::json json, const std::string& key,
+                  const std::string& subject) {
+  json["mac"] = mac_of(subject + json.dump(), key);
   write_file_atomic(path, json.dump(1));
 }
 
-nlohmann::json read_signed(const std::string& path, const std::string& key) {
-  if (!exists(path)) return nullptr;
+nlohmann::json read_signed(const std::string& path, const std::string& key,
+                           const std::string& subject) {
+  struct stat info;
+  if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return nullptr;
   nlohmann::json json = nlohmann::json::parse(read_file(path, 16u << 20), nullptr, false);
   if (!json.is_object() || !json.contains("mac") || !json["mac"].is_string()) return nullptr;
   std::string mac = json["mac"];
   json.erase("mac");
-  std::string right = mac_of(json.dump(), key);
+  std::string right = mac_of(subject + json.dump(), key);
   if (mac.size() != right.size() || ::CRYPTO_memcmp(mac.data(), right.data(), mac.size()) != 0)
     return nullptr;
   return json;
+}
+
+void write_record(const std::string& directory, const std::string& id, const nlohmann::json& record,
+                  const std::string& key) {
+  write_signed(directory + "/record.json", record, key, "record of " + id + " ");
+}
+
+nlohmann::json read_record(const std::string& directory, const std::string& id,
+                           const std::string& key) {
+  return read_signed(directory + "/record.json", key, "record of " + id + " ");
 }
 
 Manifest Verifier::verify(const std::string& directory) {
@@ -171,6 +221,7 @@ Manifest Verifier::verify(const std::string& directory) {
   } catch (const nlohmann::json::exception& error) {
     throw Error(Code::kCorrupt, "read manifest", path, error.what());
   }
+  check_names(manifest, directory);
   std::scoped_lock lock(mutex_);
   auto identity = [](const struct stat& info) {
     return fmt::format("{} {} {} {}.{} {}.{}", info.st_dev, info.st_ino, info.st_size,
@@ -196,9 +247,9 @@ Manifest Verifier::verify(const std::string& directory) {
     // Layers are hashed once a daemon; a whole walk at each restore would cost more than the
     // restore.
     std::string full = directory + "/" + folder;
+    check_directory(full);
     struct stat info;
-    if (::lstat(full.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
-      throw Error(Code::kCorrupt, "use checkpoint layer", full, "it is missing");
+    check(::lstat(full.c_str(), &info), "stat", full);
     std::string now = identity(info);
     auto known = known_.find(full);
     if (known != known_.end() && known->second == now) continue;

@@ -47,10 +47,19 @@ std::string load_mac_key(const std::string& data_dir);
 // atomically. The checkpoint exists from then on.
 void seal(Manifest& manifest, const std::string& directory, const std::string& key);
 
-// A JSON file with the same kind of MAC beside the manifest; for what is learnt after sealing.
-// read_signed: null when absent or not ours.
-void write_signed(const std::string& path, nlohmann::json json, const std::string& key);
-nlohmann::json read_signed(const std::string& path, const std::string& key);
+// A JSON file with a MAC. `subject`: what it is about, where that is not in it; the MAC holds for
+// no other. read_signed: null when absent or not ours.
+void write_signed(const std::string& path, nlohmann::json json, const std::string& key,
+                  const std::string& subject = {});
+nlohmann::json read_signed(const std::string& path, const std::string& key,
+                           const std::string& subject = {});
+
+// What is learnt after sealing lies beside the manifest, as an object, null when there is none. It
+// is of this checkpoint alone.
+void write_record(const std::string& directory, const std::string& id, const nlohmann::json& record,
+                  const std::string& key);
+nlohmann::json read_record(const std::string& directory, const std::string& id,
+                           const std::string& key);
 
 // Checks checkpoints before anything in them is used. Remembers what it has hashed (by device,
 // inode, size and times), so that only the first restore after the daemon's start reads the memory
@@ -58,8 +67,8 @@ nlohmann::json read_signed(const std::string& path, const std::string& key);
 class Verifier {
  public:
   explicit Verifier(std::string key) : key_(std::move(key)) {}
-  // The manifest, after its MAC, every size and every digest was found right. Error kCorrupt says
-  // what is wrong, kNotFound when there is no manifest.
+  // The manifest, after its MAC, every name, size and digest was found right, and nothing beside
+  // them among the images. Error kCorrupt says what is wrong, kNotFound when there is no manifest.
   Manifest verify(const std::string& directory);
 
  private:

@@ -109,9 +109,13 @@ UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
   usable.row = row;
   usable.directory = settings_.checkpoint_dir(row.id);
   usable.manifest = verifier_.verify(usable.directory);
+  // A good checkpoint in another's place is another pod's memory.
+  if (usable.manifest.id != row.id || usable.manifest.fingerprint != row.fingerprint)
+    throw Error(Code::kCorrupt, "use checkpoint", usable.directory,
+                "it is another one, " + usable.manifest.id);
   for (const std::string& layer : usable.manifest.layers)
     usable.layers.push_back(usable.directory + "/" + layer);
-  nlohmann::json record = checkpoint::read_signed(usable.directory + "/record.json", key_);
+  nlohmann::json record = checkpoint::read_record(usable.directory, row.id, key_);
   if (record.is_object()) {
     for (const char* part : {"start", "serving"})
       for (auto& range : record.value(part, nlohmann::json::array()))
@@ -123,11 +127,11 @@ UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
 
 void Checkpoints::learn(const std::string& id, const nlohmann::json& touched, bool serving) {
   if (touched.empty()) return;
-  std::string directory = settings_.checkpoint_dir(id), file = directory + "/record.json";
+  std::string directory = settings_.checkpoint_dir(id);
   const char* part = serving ? "serving" : "start";
   std::scoped_lock lock(record_mutex_);
   try {
-    nlohmann::json record = checkpoint::read_signed(file, key_);
+    nlohmann::json record = checkpoint::read_record(directory, id, key_);
     if (!record.is_object()) record = nlohmann::json::object();
     std::vector<checkpoint::TouchedRange> ranges;
     std::uint64_t bytes = 0;
@@ -146,7 +150,7 @@ void Checkpoints::learn(const std::string& id, const nlohmann::json& touched, bo
     nlohmann::json list = nlohmann::json::array();
     for (const auto& range : ranges) list.push_back({range.pid, range.address, range.length});
     record[part] = std::move(list);
-    if (exists(directory + "/manifest.json")) checkpoint::write_signed(file, record, key_);
+    if (exists(directory + "/manifest.json")) checkpoint::write_record(directory, id, record, key_);
   } catch (const std::exception& error) {
     log::warn("what a start touched could not be written down",
               {{"checkpoint", id}, {"error", error.what()}});

@@ -94,8 +94,10 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
   for (const auto& mount : spec.mounts)
     mounts.push_back({mount.source, mount.target, mount.readonly});
   json secrets = json::array();
-  for (const auto& secret : spec.secrets) secrets.push_back(secret.name);
-  json all = {image_id,
+  for (const auto& secret : spec.secrets) secrets.push_back({secret.name, secret.file});
+  // A pod's memory holds what it was told and read: it is for no other pod, however alike.
+  json all = {spec.name,
+              image_id,
               spec.command,
               spec.args,
               spec.env,

@@ -105,6 +105,10 @@ def garble_manifest(daemon, checkpoint):
     (daemon.data / "checkpoints" / checkpoint["id"] / "manifest.json").write_text('{"version": 1, "mac"')
 
 
+def add_image(daemon, checkpoint):
+    (daemon.data / "checkpoints" / checkpoint["id"] / "images/apparmor.img").write_bytes(b"")
+
+
 def remove_manifest(daemon, checkpoint):
     (daemon.data / "checkpoints" / checkpoint["id"] / "manifest.json").unlink()
 
@@ -118,7 +122,7 @@ def test_broken_checkpoints(daemon):
     pod, checkpoint = checkpointed(daemon, {"all": [GO, {"file": "/var/tmp/layer"}]}, env={"AT_START": "write:/var/tmp/layer"})
     with Knocker(daemon):
         for damage, reason in ((truncate, "bytes instead of"), (flip, "sha256"), (flip_and_restart, "sha256"), (flip_in_layer, "sha256"),
-                               (remove_image, "missing"), (remove_layer, "missing"), (change_manifest, "MAC"), (garble_manifest, "MAC"),
+                               (remove_image, "missing"), (remove_layer, "missing"), (change_manifest, "MAC"), (garble_manifest, "MAC"), (add_image, "apparmor"),
                                (remove_manifest, "manifest"), (remove_all, "manifest")):  # fmt: skip
             since = daemon.last_event()
             try:
@@ -129,9 +133,37 @@ def test_broken_checkpoints(daemon):
             checkpoint = daemon.wait_event(lambda e: e["type"] == "checkpoint.available", f"a new checkpoint after {damage.__name__}", since)
             checkpoint = daemon.api("GET", f"/v1/checkpoints/{checkpoint['checkpoint']}")
             daemon.scale(pod.name, 0)
+        # What is learnt later is a hint only, and none that cannot be trusted is taken.
+        (daemon.data / "checkpoints" / checkpoint["id"] / "record.json").write_text('{"start": [[1, 0, 18446744073709551615]], "mac": "00"}')
         row = daemon.scale(pod.name, 1)[0]
         equal((row["started_from"], row["outcome"]), (checkpoint["id"], "Restored"), "the replica after all that")
         equal(pod.get()["identity"]["started_from"], checkpoint["id"], "what the program is told")
+
+
+def test_each_pod_its_own(daemon):
+    """Two pods that are alike but for their names: each has its own checkpoint, which is never restored as the other's, nor goes with it."""
+    spec = {"rootfs": thawtest.rootfs("programs"), "command": ["sh", "-c", "touch /run/thaw/ready; exec sleep 100000"],
+            "replicas": {"min": 1, "max": 2}, "stop_grace": "0s", "checkpoint": {"when": {"file": "/run/thaw/ready"}}}  # fmt: skip
+    names = ("one", "other")
+    ids = []
+    for name in names:
+        daemon.deploy({**spec, "name": name})
+        equal(daemon.replicas(name)[0]["started_from"], "cold", f"how the first of {name} started")
+        ids.append(daemon.wait_checkpoint(name)["id"])
+        daemon.scale(name, 0)
+    # Whole, signed, and in each other's place.
+    folders = [daemon.data / "checkpoints" / i for i in ids]
+    folders[0].rename(aside := daemon.data / "aside")
+    folders[1].rename(folders[0])
+    aside.rename(folders[1])
+    since = daemon.last_event()
+    for name, other in zip(names, reversed(ids)):
+        row = daemon.scale(name, 1)[0]
+        equal((row["started_from"], row["outcome"]), ("cold", "Corrupt"), f"the replica of {name}")
+        check("another one, " + other in row["reason"], f"the reason: {row['reason']}")
+    fresh = [daemon.wait_event(lambda e: e["type"] == "checkpoint.available", f"a new one of {name}", since, name) for name in names]
+    daemon.remove("one")
+    equal(daemon.scale("other", 2)[1]["started_from"], fresh[1]["checkpoint"], "how it starts when the other pod is gone")
 
 
 def test_program_dies_when_restored(daemon):
