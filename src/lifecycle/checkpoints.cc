@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "checkpoint/page_service.h"
+#include "lifecycle/condition_kinds.h"
 #include "lifecycle/restore.h"
 #include "util/error.h"
 #include "util/fault.h"
@@ -17,6 +18,8 @@ namespace {
 
 constexpr std::int64_t kLeaseUs = 15 * 60'000'000LL;
 constexpr std::int64_t kFirstBackoffUs = 60'000'000, kLongestBackoffUs = 6 * 3'600'000'000LL;
+constexpr int kKeptFailures = 20;  // of each pod, for `thaw checkpoint ls`
+constexpr std::int64_t kForEver = INT64_MAX / 2;
 constexpr auto kRewritePause = std::chrono::seconds(1);
 constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
 Deadline collect_deadline() { return Deadline::after_ms(10 * 60'000); }
@@ -100,8 +103,40 @@ void Checkpoints::discard_files(const std::string& id) {
 
 bool Checkpoints::exists_for(const std::string& fingerprint) {
   for (const auto& row : database_.checkpoints({}, fingerprint))
-    if (one_of(row.status, {"creating", "sealed", "verifying", "available"})) return true;
+    if (one_of(row.status, {"creating", "sealed", "verifying"}) ||
+        (row.status == "available" && !not_here(row.id)))
+      return true;
   return false;
+}
+
+std::string Checkpoints::offered(const std::string& fingerprint) {
+  for (const auto& row : database_.checkpoints({}, fingerprint))
+    if (row.status == "available" && !not_here(row.id)) return row.id;
+  return {};
+}
+
+bool Checkpoints::not_here(const std::string& id) {
+  auto pause = database_.backoff("restore-" + id);
+  return pause && pause->until_us == kForEver;
+}
+
+std::shared_ptr<void> Checkpoints::pin(const std::string& id) {
+  std::scoped_lock lock(mutex_);
+  pinned_.insert(id);
+  return {nullptr, [this, id](void*) {
+            std::scoped_lock again(mutex_);
+            pinned_.erase(pinned_.find(id));
+          }};
+}
+
+std::set<std::string> Checkpoints::used() {
+  std::set<std::string> ids;
+  for (const auto& replica : database_.replicas())
+    if (replica.ended_us == 0) ids.insert(replica.started_from);
+  std::scoped_lock lock(mutex_);
+  ids.insert(in_work_.begin(), in_work_.end());
+  ids.insert(pinned_.begin(), pinned_.end());
+  return ids;
 }
 
 UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
@@ -161,15 +196,23 @@ std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint
                                                   const Note& note) {
   for (auto& row : database_.checkpoints({}, fingerprint)) {
     if (row.status != "available") continue;
+    // Only what is pinned and still offered then is sure to keep its files.
+    std::shared_ptr<void> pinned = pin(row.id);
+    if (auto now = database_.checkpoint(row.id); !now || now->status != "available") continue;
     if (auto pause = database_.backoff("restore-" + row.id); pause && pause->until_us > wall_us()) {
-      if (note)
+      if (note && pause->until_us == kForEver)
+        note(fmt::format("checkpoint {} does not fit this host: {}", row.id, pause->reason),
+             Outcome::kHostIncompatible);
+      else if (note)
         note(fmt::format("checkpoint {} is not tried for {} s more: {}", row.id,
                          (pause->until_us - wall_us()) / 1'000'000, pause->reason),
              std::nullopt);
       continue;
     }
     try {
-      return load(row);
+      UsableCheckpoint usable = load(row);
+      usable.pin = std::move(pinned);
+      return usable;
     } catch (const Error& error) {
       // A missing file of ours is as broken as a changed one: it will not come back.
       Outcome outcome =
@@ -195,7 +238,8 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
         fmt::format("{} dumps of this version failed in a row, the next is tried in {} s: {}",
                     pause->failures, (pause->until_us - wall_us()) / 1'000'000, pause->reason));
   if (std::string full; !make_room(bytes, "", &full)) return refuse(full);
-  auto token = database_.acquire_lease("dump-" + plan.fingerprint, replica, kLeaseUs);
+  auto token = database_.acquire_lease("dump-" + plan.fingerprint, replica,
+                                       kLeaseUs + static_cast<std::int64_t>(bytes / 10));
   if (!token) return refuse("another replica of this version is being dumped");
   DumpTicket ticket;
   ticket.id = random_hex(12);
@@ -303,8 +347,8 @@ void Checkpoints::restore_ended(const std::string& id, Outcome outcome,
       if (outcome == Outcome::kRefused || outcome == Outcome::kAppFailed) ++row->failures_in_a_row;
       row->updated_us = wall_us();  // when it was last used: what make_room goes by
       database_.put_checkpoint(*row);
-      if (outcome == Outcome::kRestored) return;
       std::string pause = "restore-" + id;
+      if (outcome == Outcome::kRestored) return database_.clear_backoff(pause);
       switch (verdict(outcome, static_cast<int>(row->failures_in_a_row))) {
         case Verdict::kStays:
           break;
@@ -318,11 +362,14 @@ void Checkpoints::restore_ended(const std::string& id, Outcome outcome,
           break;
         }
         case Verdict::kNotHereAgain:
-          database_.put_backoff(pause, {1, INT64_MAX / 2, reason});
+          database_.put_backoff(pause, {1, kForEver, reason});
           break;
         case Verdict::kRestoreFailed:
           if (row->status == "available" || row->status == "verifying")
             set_status(id, "restore_failed", reason);
+          // A file that was damaged says nothing about the program; the next may be whole.
+          if (outcome != Outcome::kCorrupt)
+            back_off(row->fingerprint, "a restored replica failed: " + reason);
           break;
       }
     });
@@ -332,19 +379,22 @@ void Checkpoints::restore_ended(const std::string& id, Outcome outcome,
 void Checkpoints::lived(const std::string& id) noexcept {
   try_to("that a replica lives on could not be written down", id, [&] {
     auto row = database_.checkpoint(id);
-    if (!row || row->failures_in_a_row == 0) return;
+    if (!row || (row->failures_in_a_row == 0 && !database_.backoff(row->fingerprint))) return;
     database_.transaction([&] {
       row = database_.checkpoint(id);
       if (!row) return;
       row->failures_in_a_row = 0;
       database_.put_checkpoint(*row);
+      database_.clear_backoff(row->fingerprint);
     });
   });
 }
 
 void Checkpoints::forget_pod(const std::string& pod) {
-  for (const auto& row : database_.checkpoints(pod))
+  for (const auto& row : database_.checkpoints(pod)) {
+    database_.clear_backoff(row.fingerprint);
     if (row.status != "deleted") set_status(row.id, "deleted", "");
+  }
 }
 
 void Checkpoints::remove(const std::string& id, const std::string& reason) {
@@ -371,16 +421,11 @@ bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::s
         size.quota && size.used + bytes > size.quota ? size.used + bytes - size.quota : 0;
     std::uint64_t over_disk = bytes + kReserve > size.free ? bytes + kReserve - size.free : 0;
     if (!over_quota && !over_disk) return true;
-    std::set<std::string> used{keep};
-    for (const auto& replica : database_.replicas())
-      if (replica.ended_us == 0) used.insert(replica.started_from);
+    std::set<std::string> busy = used();
+    busy.insert(keep);
     std::optional<state::CheckpointRow> oldest;
     for (const auto& row : database_.checkpoints()) {
-      if (row.status != "available" || used.count(row.id)) continue;
-      {
-        std::scoped_lock lock(mutex_);
-        if (in_work_.count(row.id)) continue;
-      }
+      if (row.status != "available" || busy.count(row.id)) continue;
       if (!oldest || row.updated_us < oldest->updated_us) oldest = row;
     }
     if (!oldest) {
@@ -438,18 +483,16 @@ std::optional<std::string> Checkpoints::of_another_host(const PodPlan& plan) {
 void Checkpoints::replica_ended() noexcept {
   try_to("files of checkpoints could not be removed", "", [this] {
     std::scoped_lock one_at_a_time(discard_mutex_);
-    std::set<std::string> used;
-    for (const auto& replica : database_.replicas())
-      if (replica.ended_us == 0) used.insert(replica.started_from);
-    for (const auto& row : database_.checkpoints())
-      if (one_of(row.status, {"deleted", "failed", "restore_failed"}) && !used.count(row.id) &&
-          exists(settings_.checkpoint_dir(row.id))) {
-        {
-          std::scoped_lock lock(mutex_);
-          if (in_work_.count(row.id)) continue;
-        }
-        discard_files(row.id);
-      }
+    std::set<std::string> busy = used();
+    std::map<std::string, int> kept;  // by pod
+    for (const auto& row : database_.checkpoints()) {
+      if (!one_of(row.status, {"deleted", "failed", "restore_failed"}) || busy.count(row.id))
+        continue;
+      if (exists(settings_.checkpoint_dir(row.id))) discard_files(row.id);
+      // Rows of the newest that failed stay, for their reasons.
+      bool stays = row.status != "deleted" && ++kept[row.pod] <= kKeptFailures;
+      if (!stays && !exists(settings_.checkpoint_dir(row.id))) database_.remove_checkpoint(row.id);
+    }
   });
 }
 
@@ -493,6 +536,7 @@ void Checkpoints::recover(
       changed_.notify_all();
     }
   }
+  database_.forget_the_dead();
   // Folders that no row knows: of a database that was removed or put back from a backup.
   for (const auto& entry : std::filesystem::directory_iterator(settings_.data_dir + "/checkpoints"))
     if (!database_.checkpoint(entry.path().filename())) discard_files(entry.path().filename());
@@ -550,6 +594,7 @@ void Checkpoints::finish(Job& job) {
     manifest.pod = plan.spec.name;
     manifest.fingerprint = plan.fingerprint;
     manifest.program = plan.program;
+    if (plan.spec.checkpoint.when) manifest.condition = condition_text(*plan.spec.checkpoint.when);
     manifest.host = host_;
     manifest.created_us = wall_us();
     job.result.at("environment").get_to(manifest.environment);
@@ -579,7 +624,6 @@ void Checkpoints::finish(Job& job) {
     if (std::string full; !make_room(0, ticket.id, &full))
       log::warn("checkpoints take more than they may", {{"checkpoint", ticket.id}, {"why", full}});
     fault_point("seal.sealed");
-    database_.clear_backoff(plan.fingerprint);
     database_.release_lease("dump-" + plan.fingerprint, ticket.token);
   }
   if (!plan.spec.checkpoint.verify) return set_status(ticket.id, "available", "");

@@ -29,7 +29,8 @@ struct UsableCheckpoint {
   // [[pid, address, length]]: what starts from it touched before, until they were ready, then in
   // their first moments of service.
   nlohmann::json working_set = nlohmann::json::array();
-  bool served = false;  // the record has such moments
+  bool served = false;        // the record has such moments
+  std::shared_ptr<void> pin;  // its files stay as long as this lives
 };
 
 // The right to dump one fingerprint, and the place for it.
@@ -64,7 +65,10 @@ class Checkpoints {
   // Why the checkpoints that this very program has were made for another host, and what that is;
   // nullopt when there are none. Nothing of them is started.
   std::optional<std::string> of_another_host(const PodPlan& plan);
-  bool exists_for(const std::string& fingerprint);  // available or on its way there
+  // Available and not known to be of no use here, or on its way there.
+  bool exists_for(const std::string& fingerprint);
+  // The id of the one that the next start would try; "" when there is none.
+  std::string offered(const std::string& fingerprint);
 
   // nullopt when another replica dumps, one exists, a failure backs off, or `bytes` more do not fit
   // on the disk or into the quota even when everything unused has gone; `why` says which.
@@ -117,6 +121,10 @@ class Checkpoints {
   void set_status(const std::string& id, const std::string& status, const std::string& reason);
   void done_with(const std::string& id);  // nobody writes to its folder any more
   void discard_files(const std::string& id);
+  // In the order of a lock on mutex_.
+  std::shared_ptr<void> pin(const std::string& id);
+  bool not_here(const std::string& id);  // it was found not to fit this host
+  std::set<std::string> used();          // by replicas, or about to be
   void back_off(const std::string& fingerprint, const std::string& reason);
   // Work that others do not wait for: an error is logged.
   void try_to(const char* what, const std::string& id, const std::function<void()>& work) noexcept;
@@ -136,6 +144,7 @@ class Checkpoints {
   std::deque<Job> jobs_;
   std::set<std::string>
       in_work_;  // being dumped, sealed or proven: their files are not to be touched
+  std::multiset<std::string> pinned_;  // a replica is about to start from them
   std::set<std::string> to_collect_;
   bool closing_ = false;
   std::thread worker_;

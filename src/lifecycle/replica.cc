@@ -223,13 +223,15 @@ std::string Replica::checkpoint_now(Deadline deadline) {
   if (state_ != State::kReady || command_.wanted)
     throw Error(Code::kConflict, "checkpoint replica", row_.id, "it is " + row_.state,
                 "wait until it is ready");
-  command_ = {true, false, "", ""};
+  command_.wanted = true;
   signal_event(wake_);
   bool in_time = command_done_.wait_for(lock, std::chrono::microseconds(deadline.left_us()),
                                         [&] { return command_.finished; });
-  if (!in_time)
+  if (!in_time) {
+    command_.abandoned = true;
     throw Error(Code::kTimeout, "checkpoint replica", row_.id, "the dump goes on",
                 "see `thaw checkpoint ls`");
+  }
   Command result = std::exchange(command_, {});
   if (!result.failure.empty())
     throw Error(Code::kUnavailable, "checkpoint replica", row_.id, result.failure);
@@ -390,6 +392,7 @@ void Replica::start() {
     if (auto why = services_.checkpoints.of_another_host(plan_))
       pass_over(*why, Outcome::kHostIncompatible);
   if (checkpoint && try_restore(*checkpoint)) return;
+  checkpoint.reset();  // its files may go
   if (stop_asked()) return;
   {
     std::scoped_lock lock(mutex_);
@@ -674,7 +677,8 @@ void Replica::serve() {
       wanted = command_.wanted && !command_.finished;
     }
     if (!wanted) continue;
-    Command result{true, true, "", ""};
+    Command result;
+    result.wanted = result.finished = true;
     // New connections wait at the gateway, those in flight finish: none is open at the dump.
     services_.gate.close(row_.pod, row_.id);
     try {
@@ -691,7 +695,8 @@ void Replica::serve() {
     else if (alive)
       services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
     std::scoped_lock lock(mutex_);
-    command_ = result;
+    // Nobody fetches the answer when its caller has given up.
+    command_ = command_.abandoned ? Command{} : result;
     command_done_.notify_all();
   }
 }

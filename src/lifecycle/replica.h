@@ -124,7 +124,7 @@ class Replica {
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
   bool learn_anything_ = false;
   struct Command {
-    bool wanted = false, finished = false;
+    bool wanted = false, finished = false, abandoned = false;
     std::string id, failure;
   } command_;
   std::thread thread_;

@@ -352,13 +352,15 @@ struct Controller::Impl {
       attempt("write down lost replicas", next_us, [this] {
         for (; !lost.empty(); lost.pop_back()) end_row(lost.back().first, lost.back().second);
       });
-    if (!recovered)
+    if (!recovered) {
+      attempt("remove stray logs", next_us, [this] { remove_stray_logs(); });
       recovered = attempt("recover checkpoints", next_us, [this] {
         checkpoints.recover([this](const std::string& name) -> std::optional<PodPlan> {
           auto found = pods.find(name);
           return found == pods.end() ? std::nullopt : found->second.plan;
         });
       });
+    }
   }
 
   void end_row(state::ReplicaRow row, const std::string& reason) {
@@ -384,7 +386,7 @@ struct Controller::Impl {
       if (!gone.empty()) {
         lock.unlock();
         gone.clear();  // joins their threads
-        attempt("prune replicas", next_us, [this] { database.prune_replicas(kKeptReplicas); });
+        attempt("prune replicas", next_us, [this] { forget_replicas(); });
         lock.lock();
         changed.notify_all();
       }
@@ -412,6 +414,27 @@ struct Controller::Impl {
       if (fds[1].revents & POLLPRI) pressure.noticed();
       lock.lock();
     }
+  }
+
+  // Rows and logs of those that ended long ago.
+  void forget_replicas() {
+    for (const std::string& id : database.prune_replicas(kKeptReplicas)) remove_logs(id);
+  }
+
+  void remove_logs(const std::string& id) {
+    try {
+      remove_tree(settings.log_dir(id));
+    } catch (const Error& error) {
+      log::warn("a log could not be removed", {{"replica", id}, {"error", error.what()}});
+    }
+  }
+
+  // Logs that no row knows: of a daemon that died in between, and of proofs.
+  void remove_stray_logs() {
+    std::string folder = settings.log_dir("");
+    if (!exists(folder)) return;
+    for (const auto& entry : std::filesystem::directory_iterator(folder))
+      if (std::string id = entry.path().filename(); !database.replica(id)) remove_logs(id);
   }
 
   // A host that has no disk, memory or threads left must not end the daemon, and with it all
@@ -567,7 +590,7 @@ struct Controller::Impl {
     }
     for (; standbys.size() > wanted; standbys.pop_back()) standbys.back()->stop(why);
     if (standbys.size() >= wanted || !pod.plan || !pod.plan->checkpoint.enabled ||
-        newest_checkpoint(pod).empty())
+        checkpoints.offered(pod.plan->fingerprint).empty())
       return;
     if (std::int64_t now = monotonic_us(); pod.standby_pause_us > now) {
       next_us = std::min(next_us, pod.standby_pause_us);
@@ -580,13 +603,6 @@ struct Controller::Impl {
     std::string id = random_hex(12);
     replicas.emplace(id, std::make_shared<Replica>(
                              services(), *pod.plan, id, requested_us, [this] { poke(); }, standby));
-  }
-
-  // The one that the next replica would start from; "" when there is none.
-  std::string newest_checkpoint(const Pod& pod) {
-    for (const auto& row : database.checkpoints({}, pod.plan->fingerprint))
-      if (row.status == "available") return row.id;
-    return {};
   }
 
   // Replicas of a pod that have not ended, standbys too.
@@ -640,12 +656,15 @@ struct Controller::Impl {
     if (pod.plan) {
       view.checkpoint_effective = pod.plan->checkpoint.enabled;
       view.checkpoint_reason = pod.plan->checkpoint.reason;
-      if (auto pause = database.backoff(pod.plan->fingerprint)) {
+      view.checkpoint = checkpoints.offered(pod.plan->fingerprint);
+      // With a checkpoint there is nothing to wait for; failures count on until one has proven
+      // good.
+      auto pause = database.backoff(pod.plan->fingerprint);
+      if (pause && view.checkpoint.empty()) {
         view.dump_failures = pause->failures;
         view.dump_pause_until_us = pause->until_us;
         view.dump_failure = pause->reason;
       }
-      view.checkpoint = newest_checkpoint(pod);
     } else {
       view.checkpoint_reason = pod.broken;
     }
@@ -900,6 +919,8 @@ void Controller::remove(const std::string& name, bool force) {
   impl.unpublish(name);
   impl.pods.erase(name);
   lock.unlock();
+  for (const auto& gone : impl.database.replicas(name)) impl.remove_logs(gone.id);
+  impl.forget_replicas();
   fault_point("pod.removed");
   impl.checkpoints.replica_ended();
 }
@@ -1018,11 +1039,15 @@ state::CheckpointRow Controller::create_checkpoint(const std::string& name) {
   {
     std::scoped_lock lock(impl_->mutex);
     Impl::Pod& pod = impl_->find_pod(name);
-    if (!impl_->criu_missing.empty())
-      throw Error(Code::kUnsupported, "checkpoint pod", name, impl_->criu_missing);
+    if (!pod.plan)
+      throw Error(Code::kUnavailable, "checkpoint pod", name, pod.broken, "deploy it again");
+    // No replica would ever start from it.
+    if (!pod.plan->checkpoint.enabled)
+      throw Error(Code::kUnsupported, "checkpoint pod", name, pod.plan->checkpoint.reason,
+                  "deploy it with what is missing");
     for (auto& [id, replica] : impl_->replicas)
       if (replica->row().pod == name && replica->row().version == pod.row.version &&
-          replica->state() == State::kReady)
+          replica->plan().checkpoint.enabled && replica->state() == State::kReady)
         chosen = replica;
   }
   if (!chosen)

@@ -389,15 +389,16 @@ void Database::remove_replica(const std::string& id) {
   (impl_->db.query("DELETE FROM replicas WHERE id = ?") << id).run();
 }
 
-void Database::prune_replicas(int keep) {
+std::vector<std::string> Database::prune_replicas(int keep) {
   std::lock_guard lock(impl_->mutex);
-  (impl_->db.query(
-       "DELETE FROM replicas WHERE number IN (SELECT number FROM (SELECT number, row_number() OVER"
-       " (PARTITION BY pod ORDER BY ended_us DESC, number DESC) AS age FROM replicas WHERE "
-       "ended_us != 0)"
-       " WHERE age > ?)")
-   << std::int64_t{keep})
-      .run();
+  return all(
+      impl_->db.query(
+          "DELETE FROM replicas WHERE number IN (SELECT number FROM (SELECT number, row_number() "
+          "OVER (PARTITION BY CASE WHEN pod IN (SELECT name FROM pods) THEN pod ELSE '' END ORDER "
+          "BY ended_us DESC, number DESC) AS age FROM replicas WHERE ended_us != 0)"
+          " WHERE age > ?) RETURNING id")
+          << std::int64_t{keep},
+      text_of);
 }
 
 void Database::set_intent(const std::string& id, const std::string& intent) {
@@ -453,6 +454,13 @@ std::vector<CheckpointRow> Database::checkpoints(const std::string& pod,
              checkpoint_of);
 }
 
+void Database::remove_checkpoint(const std::string& id) {
+  transaction([&] {
+    (impl_->db.query("DELETE FROM checkpoints WHERE id = ?") << id).run();
+    clear_backoff("restore-" + id);
+  });
+}
+
 // --- leases and back-off
 // --------------------------------------------------------------------------------------------
 
@@ -477,8 +485,8 @@ std::optional<std::int64_t> Database::acquire_lease(const std::string& name,
 
 bool Database::lease_holds(const std::string& name, std::int64_t token) {
   std::lock_guard lock(impl_->mutex);
-  return (impl_->db.query("SELECT 1 FROM leases WHERE name = ? AND token = ? AND expires_us > ?")
-          << name << token << wall_us())
+  return (impl_->db.query("SELECT 1 FROM leases WHERE name = ? AND token = ? AND expires_us != 0")
+          << name << token)
       .step();
 }
 
@@ -487,6 +495,17 @@ void Database::release_lease(const std::string& name, std::int64_t token) {
   (impl_->db.query("UPDATE leases SET expires_us = 0 WHERE name = ? AND token = ?")
    << name << token)
       .run();
+}
+
+void Database::forget_the_dead() {
+  transaction([&] {
+    impl_->db.query("DELETE FROM leases").run();
+    impl_->db
+        .query(
+            "DELETE FROM backoffs WHERE fingerprint NOT IN (SELECT fingerprint FROM checkpoints "
+            "UNION SELECT 'restore-' || id FROM checkpoints)")
+        .run();
+  });
 }
 
 std::optional<Database::BackoffRow> Database::backoff(const std::string& fingerprint) {

@@ -108,8 +108,9 @@ class Database {
   // The pod of the living replica that has this unique address; "": there is none.
   std::string pod_at(const std::string& address);
   void remove_replica(const std::string& id);
-  // Keeps the newest `keep` ended replicas of each pod and removes older ended ones.
-  void prune_replicas(int keep);
+  // Keeps the newest `keep` ended replicas of each pod, and as many of all pods that are gone; the
+  // ids of those that it has removed.
+  std::vector<std::string> prune_replicas(int keep);
   // kNotFound when there is no such replica.
   void set_intent(const std::string& id, const std::string& intent);
 
@@ -118,12 +119,19 @@ class Database {
   std::vector<CheckpointRow> checkpoints(const std::string& pod = {},
                                          const std::string& fingerprint = {});  // newest first
 
+  // And how long it is not tried.
+  void remove_checkpoint(const std::string& id);
+
   // The dump lease of a fingerprint: at most one holder; the token rises with every acquisition and
   // fences late holders. nullopt when somebody else holds it and it has not expired (wall clock).
   std::optional<std::int64_t> acquire_lease(const std::string& name, const std::string& holder,
                                             std::int64_t ttl_us);
+  // Not released, and nobody else has taken it since. Time alone takes it from nobody.
   bool lease_holds(const std::string& name, std::int64_t token);
   void release_lease(const std::string& name, std::int64_t token);
+
+  // For a daemon that starts: no lease's holder is alive. Back-offs of what is gone go, too.
+  void forget_the_dead();
 
   // Back-off of failed dumps, by fingerprint.
   struct BackoffRow {

@@ -22,6 +22,7 @@ using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::UnorderedElementsAre;
 
 class DatabaseTest : public ::testing::Test {
  protected:
@@ -342,9 +343,15 @@ TEST_F(DatabaseTest, PruningKeepsTheNewestEndedReplicasOfEachPod) {
       database.put_replica(row);
     }
   }
-  database.prune_replicas(2);
+  for (const char* pod : {"web", "api"}) database.put_pod({.name = pod});
+  EXPECT_THAT(database.prune_replicas(2), UnorderedElementsAre("web2", "web3", "api2", "api3"));
   EXPECT_THAT(ids(database.replicas("web")), ElementsAre("web1", "web4", "web5"));
   EXPECT_THAT(ids(database.replicas("api")), ElementsAre("api1", "api4", "api5"));
+  // Of pods that are gone, as many of all together.
+  database.remove_pod("web");
+  database.remove_pod("api");
+  EXPECT_EQ(database.prune_replicas(2).size(), 2u);
+  EXPECT_THAT(database.prune_replicas(2), IsEmpty());
   database.prune_replicas(0);
   EXPECT_THAT(ids(database.replicas("web")), ElementsAre("web1"));
 }
@@ -383,10 +390,32 @@ TEST_F(DatabaseTest, LeaseHasOneHolderAndItsTokenRises) {
   auto third = database.acquire_lease("f", "b", 0);  // expires at once
   ASSERT_TRUE(third);
   EXPECT_GT(*third, *renewed);
-  EXPECT_FALSE(database.lease_holds("f", *third));
+  EXPECT_TRUE(database.lease_holds("f", *third));  // until somebody else wants it
   auto fourth = database.acquire_lease("f", "c", 3'600'000'000);
   ASSERT_TRUE(fourth);
   EXPECT_GT(*fourth, *third);
+  EXPECT_FALSE(database.lease_holds("f", *third));
+}
+
+TEST_F(DatabaseTest, ADaemonThatStartsForgetsTheDead) {
+  Database database(path);
+  ASSERT_TRUE(database.acquire_lease("f", "a", 3'600'000'000));
+  CheckpointRow row;
+  row.id = "1";
+  row.fingerprint = "f";
+  row.status = "failed";
+  database.put_checkpoint(row);
+  for (const char* key : {"f", "g", "restore-1", "restore-2"})
+    database.put_backoff(key, {.failures = 1, .until_us = 5, .reason = "a"});
+  database.forget_the_dead();
+  EXPECT_TRUE(database.acquire_lease("f", "b", 3'600'000'000));
+  EXPECT_TRUE(database.backoff("f"));
+  EXPECT_TRUE(database.backoff("restore-1"));
+  EXPECT_FALSE(database.backoff("g"));
+  EXPECT_FALSE(database.backoff("restore-2"));
+  database.remove_checkpoint("1");
+  EXPECT_FALSE(database.checkpoint("1"));
+  EXPECT_FALSE(database.backoff("restore-1"));
 }
 
 TEST_F(DatabaseTest, LeaseIsWonByExactlyOneOfManyThreads) {

@@ -1,12 +1,14 @@
 """What the tests of this folder share: pods that run inside/server.py, clients at their gates, and a hand on their CRIU."""
 
 import contextlib
+import hmac
 import http.client
 import json
 import os
 import pathlib
 import signal
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import threading
@@ -237,6 +239,23 @@ def link_of(address):
     """The host's end of a replica's link (docs/network.md)."""
     third, fourth = map(int, address.split(".")[2:])
     return f"thaw{third // 8}-{third % 8 * 256 + fourth}"
+
+
+def resign(daemon, checkpoint, change):
+    """Changes a checkpoint's manifest as change(manifest) does, and signs it anew with the daemon's own key."""
+    file = daemon.data / "checkpoints" / checkpoint["id"] / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["mac"]
+    change(manifest)
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    manifest["mac"] = hmac.new((daemon.data / "mac.key").read_bytes(), text.encode(), "sha256").hexdigest()
+    file.write_text(json.dumps(manifest))
+
+
+def sql(daemon, statement, *values):
+    """Changes the daemon's database behind its back, as time or another host would have done."""
+    with contextlib.closing(sqlite3.connect(daemon.data / "thaw.db", timeout=20)) as database, database:
+        return database.execute(statement, values).fetchall()
 
 
 # --- the processes behind a replica ---

@@ -74,13 +74,13 @@ def test_quota():
 
 
 @contextlib.contextmanager
-def small_disk(folder, mib):
+def small_disk(folder, mib, *options):
     """A disk of its own, mounted at the folder."""
     with tempfile.TemporaryDirectory(prefix="thaw-disk-", dir="/var/tmp") as beside:
         disk = os.path.join(beside, "disk")
         with open(disk, "wb") as file:
             file.truncate(mib * MIB)
-        run("mkfs.ext4", "-q", "-F", "-m", "0", disk)
+        run("mkfs.ext4", "-q", "-F", "-m", "0", *options, disk)
         run("mount", "-o", "loop", disk, folder)
         try:
             run("rmdir", folder / "lost+found")
@@ -103,7 +103,7 @@ def test_full_disk():
     """A disk without room: no dump is begun, the pod serves, and the event says what to do."""
     with thawtest.Daemon() as daemon:
         daemon.stop()
-        with small_disk(daemon.data / "checkpoints", 320):
+        with small_disk(daemon.data / "checkpoints", 320, "-N", "64"):
             daemon.start()
             pod = pod_of(daemon, "large", 100)
             ready = pod.wait_event("replica.ready")
@@ -111,8 +111,42 @@ def test_full_disk():
             equal(daemon.api("GET", "/v1/checkpoints"), [], "checkpoints: a dump that would not fit is not begun")
             equal(pod.get()["identity"]["started_from"], "cold", "who serves")
             equal(daemon.api("GET", "/v1/pods/large")["checkpoint"]["backoff"], None, "a full disk is not held against the program")
+
+            # Room for bytes, none for files: the dump cannot begin, which costs nobody anything.
+            small = Pod(daemon, "small", when=GO)
+            small.deploy()
+            small.wait_note("up")
+            files = daemon.data / "checkpoints" / "files"
+            files.mkdir()
+            with contextlib.suppress(OSError):
+                for number in range(10000):
+                    (files / str(number)).touch()
+            small.go()
+            ready = small.wait_event("replica.ready")
+            check("No space left" in ready["message"], f"the event does not say why: {ready['message']}")
+            equal(small.get()["identity"]["started_from"], "cold", "who serves")
+            equal(len(small.events("replica.preparing")), 0, "replicas that were started anew")
+            run("rm", "-r", files)
+            daemon.cli("checkpoint", "create", "small")
+            equal([row["status"] for row in daemon.api("GET", "/v1/checkpoints")], ["available"], "the checkpoints when there is room")
             daemon.clear()
             daemon.stop()
+
+
+def test_logs():
+    """A log goes with its pod, and one that nobody knows any more at the next start."""
+    with thawtest.Daemon() as daemon:
+        pod = Pod(daemon)
+        pod.deploy(wait=True)
+        logs = daemon.data / "logs"
+        equal(os.listdir(logs), [pod.only_replica()["id"]], "logs of what runs")
+        daemon.stop()
+        (logs / "stray").mkdir()
+        daemon.start()
+        equal(os.listdir(logs), [pod.only_replica()["id"]], "logs after a restart")
+        daemon.remove("web")
+        equal(os.listdir(logs), [], "logs of a pod that is gone")
+        equal(daemon.destroy(), [], "what had to be ended by force")
 
 
 TELL = "import os, socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"

@@ -8,7 +8,7 @@ import time
 
 import common
 import thawtest
-from common import Client, Knocker, Pod
+from common import Client, Knocker, Pod, sql
 from thawtest import check, equal, wait_for
 
 GO = {"file": "/ctl/go"}
@@ -183,10 +183,16 @@ def test_program_dies_when_restored(daemon):
         check("exit" in row["reason"], f"the reason does not tell how the program ended: {row['reason']}")
         equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], status, "the checkpoint")
         pod.check_gate(row["id"])
-        if status == "restore_failed":
-            check(pod.wait_event("checkpoint.available", since)["checkpoint"] != checkpoint["id"], "it was offered again")
         daemon.scale(pod.name, 0)
         pod.halt()
+    # Its next checkpoint would be as bad: none is made before a pause is over, or somebody says so.
+    equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["backoff"]["failures"], 1, "failures in a row")
+    equal(pod.events("checkpoint.creating", after=since), [], "new checkpoints")
+    daemon.cli("checkpoint", "retry", pod.name)
+    since = daemon.last_event()
+    pod.go()
+    daemon.scale(pod.name, 1)
+    check(pod.wait_event("checkpoint.available", since)["checkpoint"] != checkpoint["id"], "it was offered again")
 
 
 def test_program_dies_soon_after(daemon):
@@ -201,6 +207,9 @@ def test_program_dies_soon_after(daemon):
     equal(client.wait_answer()["identity"]["started_from"], "cold", "how the one started that serves")
     dead = [row for row in daemon.replicas(pod.name, ended=True) if row["started_from"] == checkpoint["id"] and row["state"] == "failed"]
     equal([row["outcome"] for row in dead], ["AppFailed"] * 2, f"those that died ({[row['reason'] for row in dead]})")
+    backoff = daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["backoff"]
+    check(backoff and backoff["failures"] == 1 and "after it was restored" in backoff["reason"], f"the back-off: {backoff}")
+    equal(pod.events("checkpoint.creating", after=since), [], "new checkpoints")
 
 
 def test_criu_dies(daemon):
@@ -269,6 +278,49 @@ def test_proof_fails(daemon):
     equal([r["started_from"] for r in rows], ["cold", "cold"], "how they started")
     check("checkpoint.available" not in [e["type"] for e in pod.events()], "it was offered")
     equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"], None, "the pod's checkpoint")
+    # A good dump is no success: the next proof that fails is the second in a row.
+    daemon.scale(pod.name, 1)
+    since = daemon.last_event()
+    create = common.background(daemon, "checkpoint", "create", pod.name)
+    pod.wait_event("checkpoint.verifying", since)
+    pod.halt()
+    pod.wait_event("checkpoint.failed", since)
+    create.wait(30)
+    equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["backoff"]["failures"], 2, "proofs that failed in a row")
+
+
+def test_removed_while_it_is_restored():
+    """A checkpoint that is removed when a replica has chosen it keeps its files as long as that needs them."""
+    with thawtest.Daemon() as daemon:
+        pod, checkpoint = checkpointed(daemon)
+        mark = daemon.data / "found"
+        daemon.stop()
+        daemon.env |= {"THAW_FAULT": "restore.found:hold", "THAW_FAULT_MARK": str(mark)}
+        daemon.start()
+        since = daemon.last_event()
+        daemon.scale(pod.name, 1, wait=False)
+        wait_for(mark.exists, "a checkpoint is found", step=0.005)
+        daemon.cli("checkpoint", "rm", checkpoint["id"])
+        mark.with_name("found.go").touch()
+        pod.wait_event("replica.ready", since)
+        row = pod.only_replica()
+        equal((row["started_from"], row["outcome"]), (checkpoint["id"], "Restored"), f"the replica (its reason is: {row['reason']})")
+        folder = daemon.data / "checkpoints" / checkpoint["id"]
+        check(folder.exists(), "the files of what it runs from are gone")
+        daemon.scale(pod.name, 0)
+        wait_for(lambda: not folder.exists(), "its files are gone")
+        equal(sql(daemon, "SELECT id FROM checkpoints"), [], "rows of checkpoints")
+        daemon.remove(pod.name)
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+def test_no_use_for_a_checkpoint(daemon):
+    """One that no replica would ever start from is not made, and a sentence says why."""
+    pod = Pod(daemon)
+    pod.deploy(wait=True)
+    done = daemon.cli("checkpoint", "create", pod.name, check_exit=False)
+    check(done.returncode == 1 and "checkpoint.when is not given" in done.stderr, f"without a condition: {done.returncode}, {done.stderr}")
+    equal(daemon.api("GET", "/v1/checkpoints"), [], "checkpoints")
 
 
 def test_another_host_class(daemon):

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 import thawtest
-from common import Pod
+from common import Pod, resign, sql
 from thawtest import check, equal
 
 GO = {"file": "/ctl/go"}
@@ -82,6 +82,46 @@ def test_host_incompatible():
         equal(daemon.destroy(), [], "what had to be ended by force")
 
 
+def test_another_machine():
+    """A checkpoint of a processor with a feature that this one lacks, and of another kernel: found before anything is started."""
+    with thawtest.Daemon() as daemon:
+        pod, checkpoint = checkpointed(daemon)
+
+        def change(manifest):
+            manifest["host"]["features"] += " avx9000"
+            manifest["host"]["kernel"] = "5.0.0-other"
+
+        resign(daemon, checkpoint, change)
+        sql(daemon, "UPDATE checkpoints SET fingerprint = 'of that machine'")
+        since, metric = daemon.last_event(), count(daemon, "HostIncompatible")
+        row = daemon.scale(pod.name, 1)[0]
+        equal(row["started_from"], "cold", "how it started")
+        check_told(pod, row, "HostIncompatible", ("this processor lacks avx9000", "was 5.0.0-other"), since, metric)
+        check("replica.restoring" not in [e["type"] for e in pod.events(after=since)], "it was tried")
+        pod.wait_checkpoint(after=since)
+        daemon.remove(pod.name)
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+def test_made_by_another_thaw(daemon):
+    """One that cannot be used here at all is not tried again, and another takes its place: the pod is not cold for ever."""
+    pod, checkpoint = checkpointed(daemon)
+    resign(daemon, checkpoint, lambda manifest: manifest.update(version=99))
+    since, metric = daemon.last_event(), count(daemon, "HostIncompatible")
+    row = daemon.scale(pod.name, 1)[0]
+    check_told(pod, row, "HostIncompatible", ("another version of Thaw",), since, metric)
+    fresh = pod.wait_checkpoint(after=since)
+    equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the old checkpoint")
+    equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"], fresh["id"], "what the pod offers")
+    row = daemon.scale(pod.name, 2)[1]
+    equal((row["started_from"], row["outcome"], row["reason"]), (fresh["id"], "Restored", None), "the next one")
+    # Without the new one: the old is passed over, and a sentence tells why.
+    daemon.scale(pod.name, 0)
+    daemon.cli("checkpoint", "rm", fresh["id"])
+    row = daemon.scale(pod.name, 1)[0]
+    check("does not fit this host" in row["reason"], f"the reason: {row['reason']}")
+
+
 def test_unavailable():
     """The shim dies in the middle of a restore: cold now, and the checkpoint is tried again later, or when somebody says so."""
     with thawtest.Daemon(slots=1) as daemon:
@@ -96,8 +136,11 @@ def test_unavailable():
         equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint")
         rows = daemon.scale(pod.name, 2)
         check("is not tried for" in rows[1]["reason"], f"the reason of one that does not try it yet: {rows[1]['reason']}")
-        daemon.cli("checkpoint", "retry", pod.name)
-        equal(daemon.scale(pod.name, 3)[2]["outcome"], "Restored", "how the one after `retry` started")
+        # When its time has come it is tried, and a good restore ends the waiting for good.
+        pause = "restore-" + checkpoint["id"]
+        sql(daemon, "UPDATE backoffs SET until_us = 0 WHERE fingerprint = ?", pause)
+        equal(daemon.scale(pod.name, 3)[2]["outcome"], "Restored", "how the one after the pause started")
+        equal(sql(daemon, "SELECT * FROM backoffs WHERE fingerprint = ?", pause), [], "what is left of the pause")
         daemon.remove(pod.name)
         equal(daemon.destroy(), [], "what had to be ended by force")
 
