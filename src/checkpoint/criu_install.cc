@@ -22,6 +22,7 @@ namespace thaw::checkpoint {
 namespace {
 
 constexpr const char* kDefaultHome = "/usr/local/lib/thaw/criu";
+constexpr const char* kPreload = "/lib/thaw-prlimit.so";  // scripts/setup builds it
 constexpr const char* kCache = "/run/criu.kdat";
 constexpr const char* kCacheOwner = "/run/criu.kdat.thaw";
 constexpr const char* kRemedy =
@@ -42,8 +43,13 @@ CriuInstall find_criu(const std::string& given) {
   if (home.empty() && std::getenv("THAW_CRIU_HOME")) home = std::getenv("THAW_CRIU_HOME");
   if (home.empty() && exists(std::string(kDefaultHome) + "/sbin/criu")) home = kDefaultHome;
   CriuInstall install;
+  bool helped = !has_capability(CAP_SYS_RESOURCE);
   if (home.empty()) {
-    install.command = {"criu"};
+    std::string preload = std::string(kDefaultHome) + kPreload;
+    if (helped && exists(preload))
+      install.command = {"/usr/bin/env", "LD_PRELOAD=" + preload, "criu"};
+    else
+      install.command = {"criu"};
     RunResult result;
     try {
       result = run({"criu", "--version"}, Deadline::after_ms(10'000));
@@ -57,8 +63,8 @@ CriuInstall find_criu(const std::string& given) {
       throw Error(Code::kUnsupported, "find", binary, "there is no such file", kRemedy);
     if (exists(loader)) {
       install.command = {loader, "--library-path", home + "/lib"};
-      std::string preload = home + "/lib/thaw-prlimit.so";
-      if (!has_capability(CAP_SYS_RESOURCE) && exists(preload))
+      std::string preload = home + kPreload;
+      if (helped && exists(preload))
         install.command.insert(install.command.end(), {"--preload", preload});
     }
     install.command.push_back(binary);

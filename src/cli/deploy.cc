@@ -1,5 +1,6 @@
 #include "cli/command.h"
 #include "cli/deploy_spec.h"
+#include "cli/image_reference.h"
 #include "cli/progress.h"
 #include "cli/python.h"
 #include "pods/spec.h"
@@ -67,6 +68,15 @@ int deploy(Context& context, const DeployOptions& options) {
   if (is_python_pod(options.spec.file)) return deploy_python(context, options);
   nlohmann::json spec = pods::to_json(build_spec(options.spec));
   auto client = context.client();
+  // The daemon imports an image that it does not have by itself, but cannot tell how far it is.
+  if (!options.dry_run && context.progress() &&
+      !text_of(spec.value("image", nlohmann::json()), "").empty()) {
+    auto images = client.get("/v1/images");
+    bool there = std::any_of(images.begin(), images.end(), [&](const auto& row) {
+      return row.at("reference") == spec.at("image");
+    });
+    if (!there) import_image(context, spec.at("image"));
+  }
   auto result = client.post(options.dry_run ? "/v1/pods?dry_run=true" : "/v1/pods", spec);
   if (options.dry_run) {
     print_json(result.at("spec"));

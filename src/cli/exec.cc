@@ -87,26 +87,38 @@ class Session {
         take(*frame);
         if (exit_code_) return *exit_code_;
       }
+      bool full = unsent_.size() > kMostUnsent;
       pollfd entries[] = {
-          {socket_.get(), POLLIN, 0}, {reading_ ? 0 : -1, POLLIN, 0}, {signals.get(), POLLIN, 0}};
+          {socket_.get(), static_cast<short>(unsent_.empty() ? POLLIN : POLLIN | POLLOUT), 0},
+          {reading_ && !full ? 0 : -1, POLLIN, 0},
+          {signals.get(), POLLIN, 0}};
       if (::poll(entries, 3, -1) < 0 && errno != EINTR) throw_errno("wait for", "exec session");
       if (entries[2].revents) forward(signals.take());
       if (entries[1].revents) read_input();
-      if (entries[0].revents) receive();
+      if (!unsent_.empty()) flush();
+      if (entries[0].revents & ~POLLOUT) receive();
     }
     return *exit_code_;
   }
 
  private:
   void send(FrameType type, std::string_view payload) {
-    std::string frame = api::encode_frame(type, payload);
-    std::string_view left = frame;
-    while (!left.empty()) {
-      ssize_t count = ::send(socket_.get(), left.data(), left.size(), MSG_NOSIGNAL);
+    unsent_ += api::encode_frame(type, payload);
+    flush();
+  }
+
+  // Never waits: the daemon may be waiting for us to take the program's output first.
+  void flush() {
+    std::size_t done = 0;
+    while (done < unsent_.size()) {
+      ssize_t count = ::send(socket_.get(), unsent_.data() + done, unsent_.size() - done,
+                             MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return;  // it has closed: its last frame is still to be read
-      left.remove_prefix(static_cast<std::size_t>(count));
+      if (count < 0 && errno == EAGAIN) break;
+      if (count < 0) done = unsent_.size();  // it has closed: its last frame is still to be read
+      if (count > 0) done += static_cast<std::size_t>(count);
     }
+    unsent_.erase(0, done);
   }
 
   void forward(int signal) {
@@ -156,7 +168,9 @@ class Session {
     }
   }
 
+  static constexpr std::size_t kMostUnsent = 256 << 10;
   Fd socket_;
+  std::string unsent_;  // frames that the daemon has not taken yet
   bool reading_;
   api::FrameReader reader_;
   std::optional<int> exit_code_;

@@ -28,10 +28,12 @@ int list(Context& context, const Options& options) {
   });
 }
 
-int import(Context& context, const Options& options) {
+}  // namespace
+
+nlohmann::json import_image(Context& context, const std::string& reference) {
   auto client = context.client();
   nlohmann::json image;
-  client.stream("POST", "/v1/images", {{"reference", absolute_reference(options.reference)}},
+  client.stream("POST", "/v1/images", {{"reference", absolute_reference(reference)}},
                 [&](std::string_view line) {
                   auto entry = nlohmann::json::parse(line);
                   if (entry.contains("error")) throw api::from_error_json(entry);
@@ -42,9 +44,16 @@ int import(Context& context, const Options& options) {
                   return true;
                 });
   if (image.is_null()) {
-    throw Error(Code::kUnavailable, "import", options.reference,
-                "the daemon ended before it was done", "try again");
+    throw Error(Code::kUnavailable, "import", reference, "the daemon ended before it was done",
+                "try again");
   }
+  return image;
+}
+
+namespace {
+
+int import(Context& context, const Options& options) {
+  auto image = import_image(context, options.reference);
   options.json ? print_json(image) : print_line(image.at("id").get<std::string>());
   return kOk;
 }

@@ -1,6 +1,7 @@
 // stop and rm: both take several names, go on after a failure, and end with the first failure's
 // exit code.
 #include "cli/command.h"
+#include "cli/progress.h"
 
 namespace thaw::cli {
 namespace {
@@ -10,12 +11,15 @@ struct Options {
   bool force = false;
 };
 
-int for_each(const std::vector<std::string>& names,
+int for_each(const Context& context, api::Client& client, const std::vector<std::string>& names,
              const std::function<void(const std::string&)>& work) {
   int result = kOk;
   for (auto& name : names) {
     try {
+      // A program may take its grace time.
+      EventProgress progress(context, name, context.progress() ? newest_event(client) : 0);
       work(name);
+      progress.finish();
       print_line(name);
     } catch (const Error& error) {
       print_error("thaw: " + std::string(error.what()));
@@ -47,12 +51,13 @@ Command stop_command() {
   Command command{"stop", "Stop all replicas of a pod, or one replica",
                   "SIGTERM, then SIGKILL after the pod's grace time. A stopped pod stays deployed "
                   "and starts again when "
-                  "it is scaled or deployed. When one replica is stopped, its pod may start "
-                  "another in its place."};
+                  "it is scaled or deployed. When one replica is stopped, its pod goes on "
+                  "with one less."};
   command.positionals = {{"NAME", &options->names, "Pods, or replica ids", true, "@pod"}};
   command.run = [options](Context& context) {
     auto client = context.client();
-    return for_each(options->names, [&](const std::string& name) { stop_one(client, name); });
+    return for_each(context, client, options->names,
+                    [&](const std::string& name) { stop_one(client, name); });
   };
   return command;
 }
@@ -64,7 +69,7 @@ Command rm_command() {
   command.positionals = {{"NAME", &options->names, "Pods", true, "@pod"}};
   command.run = [options](Context& context) {
     auto client = context.client();
-    return for_each(options->names, [&](const std::string& name) {
+    return for_each(context, client, options->names, [&](const std::string& name) {
       client.remove(api::with_query("/v1/pods/" + api::encode(name),
                                     {{"force", options->force ? "true" : ""}}));
     });

@@ -2,7 +2,9 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
@@ -45,6 +47,13 @@ CheckResult check_kernel() {
 CheckResult check_criu(const lifecycle::Settings& settings) {
   try {
     checkpoint::CriuInstall criu = checkpoint::find_criu(settings.criu_home);
+    // That it is there does not mean that it runs.
+    std::vector<std::string> argv = criu.command;
+    argv.push_back("--version");
+    RunResult result = run(argv, Deadline::after_ms(10'000));
+    if (!result.ok())
+      return {"criu", Status::kWarn, criu.command.back() + " does not run: " + result.why(),
+              "run scripts/setup again; without it every replica starts cold"};
     return {"criu", Status::kPass, criu.version + " (" + criu.command.back() + ")", ""};
   } catch (const Error& error) {
     return {"criu", Status::kWarn, error.cause(),
@@ -69,10 +78,8 @@ CheckResult check_cgroups() {
     runtime::CgroupLayout layout = runtime::CgroupLayout::detect();
     std::string kind = layout.unified_only() ? "v2" : layout.unified().empty() ? "v1" : "hybrid";
     std::string lacking;
-    if (!layout.unified_only())
-      for (const char* controller : {"memory", "cpu", "pids", "freezer", "devices"})
-        if (layout.mount_of(controller).empty())
-          lacking += std::string(lacking.empty() ? "" : ", ") + controller;
+    for (const char* controller : {"memory", "cpu", "pids", "freezer", "devices"})
+      if (!layout.has(controller)) lacking += std::string(lacking.empty() ? "" : ", ") + controller;
     if (lacking.empty()) return {"cgroups", Status::kPass, kind, ""};
     return {"cgroups", Status::kWarn, kind + " without " + lacking,
             "mount these controllers; limits that need them do not work"};
@@ -99,10 +106,29 @@ CheckResult check_userfaultfd() {
           events ? "" : "fork and remove events are missing: lazy restores are not possible"};
 }
 
-CheckResult check_filesystem(const std::string& name, const std::string& remedy) {
-  bool there = (" " + read_file("/proc/filesystems")).find("\t" + name + "\n") != std::string::npos;
-  return {name, there ? Status::kPass : Status::kFail,
-          there ? "available" : "the kernel does not have it", there ? "" : remedy};
+// By mounting one, out of everybody's sight: /proc/filesystems does not name a module that nobody
+// has loaded yet.
+CheckResult check_overlay() {
+  constexpr const char* remedy = "build the kernel with CONFIG_OVERLAY_FS, or load the module";
+  std::string cause;
+  // The thread gives up sharing its mounts with the others, and ends.
+  std::thread([&] {
+    try {
+      check(::unshare(CLONE_NEWNS), "unshare mount namespace");
+      check(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), "make mounts private",
+            "/");
+      check(::mount("tmpfs", "/tmp", "tmpfs", 0, "mode=700"), "mount tmpfs at", "/tmp");
+      for (const char* name : {"/tmp/lower", "/tmp/upper", "/tmp/work", "/tmp/merged"})
+        make_directories(name);
+      check(::mount("overlay", "/tmp/merged", "overlay", 0,
+                    "lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work"),
+            "mount overlay at", "/tmp/merged");
+    } catch (const Error& error) {
+      cause = error.what();
+    }
+  }).join();
+  if (cause.empty()) return {"overlay", Status::kPass, "available", ""};
+  return {"overlay", Status::kFail, cause, remedy};
 }
 
 CheckResult check_nftables() {
@@ -171,24 +197,23 @@ CheckResult check_disk(const std::string& data_dir) {
 }  // namespace
 
 std::vector<CheckResult> run_doctor(const lifecycle::Settings& settings) {
-  return {
-      check_root(),
-      check_kernel(),
-      check_criu(settings),
-      check_program("runtime", settings.runtime, Status::kFail,
-                    "install runc, or give another OCI runtime with --runtime"),
-      check_cgroups(),
-      check_userfaultfd(),
-      check_filesystem("overlay", "build the kernel with CONFIG_OVERLAY_FS, or load the module"),
-      check_nftables(),
-      check_name_servers(),
-      check_program("skopeo", "skopeo", Status::kWarn,
-                    "install skopeo: images cannot be imported without it"),
-      check_program("umoci", "umoci", Status::kWarn,
-                    "install umoci: images cannot be unpacked without it"),
-      check_limits(),
-      check_capability(),
-      check_disk(settings.data_dir)};
+  return {check_root(),
+          check_kernel(),
+          check_criu(settings),
+          check_program("runtime", settings.runtime, Status::kFail,
+                        "install runc, or give another OCI runtime with --runtime"),
+          check_cgroups(),
+          check_userfaultfd(),
+          check_overlay(),
+          check_nftables(),
+          check_name_servers(),
+          check_program("skopeo", "skopeo", Status::kWarn,
+                        "install skopeo: images cannot be imported without it"),
+          check_program("umoci", "umoci", Status::kWarn,
+                        "install umoci: images cannot be unpacked without it"),
+          check_limits(),
+          check_capability(),
+          check_disk(settings.data_dir)};
 }
 
 }  // namespace thaw::pods

@@ -158,9 +158,22 @@ std::string CgroupLayout::unified() const {
   return {};
 }
 
-CgroupLayout CgroupLayout::detect() {
+CgroupLayout CgroupLayout::detect() { return parse(read_file("/proc/self/mountinfo")); }
+
+bool CgroupLayout::has(const std::string& controller) const {
+  if (!mount_of(controller).empty()) return true;
+  if (unified().empty()) return false;
+  // Part of every v2 group, not controllers there.
+  if (controller == "freezer" || controller == "devices") return true;
+  std::istringstream names(read_file(unified() + "/cgroup.controllers"));
+  for (std::string name; names >> name;)
+    if (name == controller) return true;
+  return false;
+}
+
+CgroupLayout CgroupLayout::parse(const std::string& mountinfo) {
   CgroupLayout layout;
-  std::istringstream lines(read_file("/proc/self/mountinfo"));
+  std::istringstream lines(mountinfo);
   for (std::string line; std::getline(lines, line);) {
     // proc(5): ID parent major:minor root mountpoint options [optional]* - type source superoptions
     std::size_t dash = line.find(" - ");
@@ -254,15 +267,18 @@ void Cgroup::allow_devices() const {
 
 std::vector<int> Cgroup::pids() const {
   std::vector<int> found;
-  // One hierarchy that every process of ours is in is enough; the first one is.
-  const auto& hierarchy = layout_.hierarchies.front();
+  // One hierarchy that every process of ours is in is enough. Not every OCI runtime uses the v2 one
+  // of a hybrid host.
+  std::string mount = layout_.mount_of("freezer");
+  if (mount.empty()) mount = layout_.mount_of("pids");
+  if (mount.empty()) mount = layout_.hierarchies.front().mount;
   std::function<void(const std::string&)> collect = [&](const std::string& directory) {
     if (!exists(directory + "/cgroup.procs")) return;
     std::istringstream numbers(read_file(directory + "/cgroup.procs"));
     for (int pid; numbers >> pid;) found.push_back(pid);
     for_each_child(directory, collect);
   };
-  collect(hierarchy.mount + path_);
+  collect(mount + path_);
   return found;
 }
 

@@ -23,6 +23,10 @@ struct CgroupLayout {
   std::string mount_of(const std::string& controller) const;  // "" when no v1 hierarchy has it
   std::string unified() const;                                // mount of v2, "" when none
   static CgroupLayout detect();
+  // From a text as /proc/self/mountinfo has it. Error kUnsupported when it names no hierarchy.
+  static CgroupLayout parse(const std::string& mountinfo);
+  // Whether a controller can be used: on a v1 hierarchy, or offered by the v2 one.
+  bool has(const std::string& controller) const;
 };
 
 class Cgroup {

@@ -84,7 +84,8 @@ inline constexpr FaultStep kFaultSteps[] = {
 // A step's name. One that is not in the list does not compile.
 class FaultName {
  public:
-  consteval FaultName(const char* name) : name_(name) {
+  consteval FaultName(const char* name)
+      : name_(name) {  // NOLINT(google-explicit-constructor): a name is written as text
     for (const FaultStep& step : kFaultSteps)
       if (step.name == name_) return;
     throw "add it to kFaultSteps";
