@@ -35,6 +35,14 @@ std::int64_t dump_timeout_us(std::uint64_t memory_bytes) {
 // For the shim's answer when the time is up.
 constexpr std::int64_t kAnswerUs = 10'000'000;
 
+// As the API shows them.
+nlohmann::json phases_json(const std::vector<state::PhaseRow>& phases) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const auto& phase : phases)
+    list.push_back({{"name", phase.name}, {"start_us", phase.start_us}, {"end_us", phase.end_us}});
+  return list;
+}
+
 bool readable(int fd) { return wait_readable(fd, Deadline::after_us(0)); }
 
 std::string hostname_of(const std::string& pod, const std::string& replica) {
@@ -285,6 +293,7 @@ void Replica::move(Event event, const std::string& message, nlohmann::json data,
       row.ended_us = wall_us();
     else
       row.phases.push_back({row.state, now, 0});
+    if (*to == State::kReady || ended(*to)) data["phases"] = phases_json(row.phases);
     row.gate_open = *to == State::kReady;
     if (row.gate_open && row.ready_us == 0) row.ready_us = wall_us();
     state::EventRow told{.type = "replica." + row.state,

@@ -67,9 +67,9 @@ CheckResult check_program(const std::string& label, const std::string& program, 
     RunResult result = run({program, "--version"}, Deadline::after_ms(10'000));
     if (result.ok())
       return {label, Status::kPass, trim(result.out.substr(0, result.out.find('\n'))), ""};
-    return {label, missing, result.why(), remedy};
+    return {label, missing, program + ": " + result.why(), remedy};
   } catch (const Error& error) {
-    return {label, missing, error.cause(), remedy};
+    return {label, missing, program + ": " + error.cause(), remedy};
   }
 }
 

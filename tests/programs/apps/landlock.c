@@ -1,5 +1,5 @@
-// Serves HTTP on port 8000 and holds a landlock ruleset, which CRIU cannot dump. With an argument it does
-// so without it.
+// Serves HTTP on port 8000 and holds a landlock ruleset, which CRIU cannot dump. With an argument
+// it does so without it.
 #include <linux/landlock.h>
 #include <netinet/in.h>
 #include <stdio.h>
