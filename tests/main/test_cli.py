@@ -146,7 +146,7 @@ def test_following(daemon):
     equal(logs.stdout.readline().strip(), "more", "the next line")
     daemon.cli("stop", "followed")
     equal(logs.wait(20), 0, "how `logs -f` ends when the replica has")
-    stopped = [event for event in daemon.events("followed") if event["type"] == "replica.stopped"][-1]
+    stopped = [event for event in daemon.events(pod="followed") if event["type"] == "replica.stopped"][-1]
     equal([p["name"] for p in stopped["data"]["phases"]][-2:], ["draining", "stopping"], "the last phases of the event")
 
 
