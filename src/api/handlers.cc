@@ -1,6 +1,7 @@
 #include "api/handlers.h"
 
 #include "api/json.h"
+#include "pods/secrets.h"
 #include "pods/spec.h"
 #include "util/units.h"
 
@@ -14,6 +15,29 @@ json list(const Rows& rows) {
   json array = json::array();
   for (auto& row : rows) array.push_back(to_json(row));
   return array;
+}
+
+// Who may only look is not to learn from what he sees how to do more.
+void hide_secrets(Exchange& exchange, json& object) {
+  constexpr const char* kHidden = "(hidden)";
+  if (exchange.request().scope != Scope::kRead) return;
+  if (object.is_array())
+    for (json& item : object) hide_secrets(exchange, item);
+  if (!object.is_object()) return;
+  if (object.contains("spec") && object["spec"].contains("env"))
+    for (auto& [key, value] : object["spec"]["env"].items())
+      if (pods::looks_secret(key, value.get<std::string>())) value = kHidden;
+  if (object.contains("config") && object["config"].contains("Env"))
+    for (json& entry : object["config"]["Env"]) {
+      std::string text = entry, key = text.substr(0, text.find('='));
+      if (key.size() < text.size() && pods::looks_secret(key, text.substr(key.size() + 1)))
+        entry = key + "=" + kHidden;
+    }
+}
+
+void reply_shown(Exchange& exchange, json body) {
+  hide_secrets(exchange, body);
+  exchange.reply(200, body);
 }
 
 constexpr std::int64_t kLongestWaitUs = 24LL * 3600 * 1'000'000;
@@ -66,10 +90,10 @@ void deploy_pod(Exchange& exchange) {
   exchange.reply(200, {{"dry_run", true}, {"created", !exists}, {"spec", pods::to_json(spec)}});
 }
 
-void list_pods(Exchange& exchange) { exchange.reply(200, list(exchange.backend().pods())); }
+void list_pods(Exchange& exchange) { reply_shown(exchange, list(exchange.backend().pods())); }
 
 void get_pod(Exchange& exchange) {
-  exchange.reply(200, to_json(exchange.backend().pod(exchange.path("name"))));
+  reply_shown(exchange, to_json(exchange.backend().pod(exchange.path("name"))));
 }
 
 void remove_pod(Exchange& exchange) {
@@ -190,7 +214,7 @@ void import_image(Exchange& exchange) {
   exchange.write(dump({{"image", to_json(image)}}) + "\n");
 }
 
-void list_images(Exchange& exchange) { exchange.reply(200, list(exchange.backend().images())); }
+void list_images(Exchange& exchange) { reply_shown(exchange, list(exchange.backend().images())); }
 
 void remove_image(Exchange& exchange) {
   exchange.backend().remove_image(exchange.path("id"));

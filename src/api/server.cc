@@ -32,7 +32,9 @@ constexpr std::uint32_t kHeaderLimit = 16 * 1024;
 constexpr std::int64_t kIdleUs = 75'000'000;  // between requests, and for a request's header
 constexpr std::int64_t kBodyUs = 30'000'000;
 constexpr std::int64_t kLingerUs = 1'000'000;
-constexpr std::int64_t kHandshakeUs = 10'000'000;
+// For a client over the network that has not shown a token: its handshake, then its header, then a
+// body.
+constexpr std::int64_t kStrangerUs = 5'000'000;
 
 std::string lower(std::string_view text) {
   std::string result(text);
@@ -178,16 +180,18 @@ void refuse_browsers(const http::fields& fields, const std::string& target, bool
                   "ask for 127.0.0.1 or localhost");
 }
 
-// Over the network nobody is trusted: a token says what its bearer may do.
-Scope scope_of(const http::fields& fields, Backend& backend, const std::string& target) {
+std::optional<Token> token_of(const http::fields& fields, Backend& backend) {
   std::string text = view(fields[http::field::authorization]);
   constexpr std::string_view kScheme = "bearer ";
-  std::optional<Token> token;
-  if (text.size() > kScheme.size() && lower(text.substr(0, kScheme.size())) == kScheme)
-    token = backend.tokens().find(trim(text.substr(kScheme.size())));
-  if (token) return token->scope;
+  if (text.size() <= kScheme.size() || lower(text.substr(0, kScheme.size())) != kScheme)
+    return std::nullopt;
+  return backend.tokens().find(trim(text.substr(kScheme.size())));
+}
+
+[[noreturn]] void refuse_stranger(const http::fields& fields, const std::string& target) {
   throw HttpError(401, Code::kDenied, "answer", target,
-                  text.empty() ? "no token was sent" : "the token is not known here",
+                  fields.count(http::field::authorization) ? "the token is not known here"
+                                                           : "no token was sent",
                   "make one with `thaw token create` on that machine, and put it into THAW_TOKEN",
                   {{"WWW-Authenticate", "Bearer"}});
 }
@@ -218,14 +222,16 @@ class Connection {
     parser.body_limit(kBodyLimit);
     parser.header_limit(kHeaderLimit);
     error_code error;
-    stream_.set_read_deadline(Deadline::after_us(kIdleUs));
+    stream_.set_read_deadline(Deadline::after_us(tls_ && !token_ ? kStrangerUs : kIdleUs));
     http::read_header(stream_, buffer_, parser, error);
     if (!error) {
       auto& fields = parser.get();
+      // Over the network nobody is trusted: a token says what its bearer may do.
+      if (tls_) token_ = token_of(fields, backend_);
       if (boost::beast::iequals(fields[http::field::expect], "100-continue")) {
         stream_.write_all("HTTP/1.1 100 Continue\r\n\r\n", error);
       }
-      stream_.set_read_deadline(Deadline::after_us(kBodyUs));
+      stream_.set_read_deadline(Deadline::after_us(tls_ && !token_ ? kStrangerUs : kBodyUs));
       if (!error) http::read(stream_, buffer_, parser, error);
     }
     if (error) {
@@ -268,7 +274,8 @@ class Connection {
     std::optional<HttpError> refused;
     try {
       if (tcp_) refuse_browsers(message, label, tls_);
-      if (tls_) request.scope = scope_of(message, backend_, label);
+      if (tls_ && !token_) refuse_stranger(message, label);
+      if (token_) request.scope = token_->scope;
     } catch (const HttpError& error) {
       refused = error;
     }
@@ -322,6 +329,7 @@ class Connection {
   Backend& backend_;
   bool tcp_, tls_;
   int stop_fd_;
+  std::optional<Token> token_;  // of the last request
   SocketStream stream_;
   boost::beast::flat_buffer buffer_{kHeaderLimit + kBodyLimit};
 };
@@ -332,6 +340,7 @@ struct Server::Impl {
   struct Worker {
     std::atomic<bool> done = false;
     std::thread thread;
+    std::size_t listener = 0;
   };
 
   Backend& backend;
@@ -384,17 +393,20 @@ struct Server::Impl {
     }
     reap();
     bool tcp = !options.listen[index].is_unix, tls = options.listen[index].tls;
-    if (workers.size() >= static_cast<std::size_t>(options.max_connections)) {
+    auto open = std::count_if(workers.begin(), workers.end(),
+                              [&](const Worker& worker) { return worker.listener == index; });
+    if (open >= options.max_connections) {
       if (!tls) refuse(std::move(socket));
       return;
     }
     Worker& worker = workers.emplace_back();
+    worker.listener = index;
     try {
       worker.thread = std::thread([this, &worker, tcp, tls, fd = std::move(socket)]() mutable {
         try {
           if (tls) {
             TlsLink link = TlsLink::accept(options.tls.value(), std::move(fd),
-                                           Deadline::after_us(kHandshakeUs));
+                                           Deadline::after_us(kStrangerUs));
             Connection(backend, link.take_plain(), tcp, tls, stop_event.get()).serve();
           } else {
             Connection(backend, std::move(fd), tcp, tls, stop_event.get()).serve();

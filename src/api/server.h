@@ -12,7 +12,7 @@ namespace thaw::api {
 
 struct ServerOptions {
   std::vector<Address> listen;
-  int max_connections = 256;      // more are answered 503
+  int max_connections = 256;      // at each address, so that none shuts out another; more get 503
   std::optional<TlsContext> tls;  // for tls: addresses, whose clients must show a token
 };
 

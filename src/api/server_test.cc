@@ -339,6 +339,15 @@ TEST(Server, RefusesConnectionsAboveTheLimit) {
   EXPECT_NE(answer.find("limit"), std::string::npos);
 }
 
+TEST(Server, OneAddressDoesNotShutOutAnother) {
+  TestServer server(2);
+  std::vector<Fd> silent;
+  for (int i = 0; i < 4; ++i) silent.push_back(server.connect(1));
+  std::string request = "GET /v1/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+  EXPECT_EQ(status_of(server.raw("", 1)), 503);
+  EXPECT_EQ(status_of(server.raw(request)), 200);
+}
+
 TEST(Server, KeepsWebPagesOutOfTheTcpPort) {
   TestServer server;
   auto ask = [&](const std::string& headers) {

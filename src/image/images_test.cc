@@ -281,6 +281,36 @@ TEST_F(Images, ALayoutIsCheckedAgainstItsDigests) {
   }
 }
 
+TEST_F(Images, AConfigurationOfOtherTypesIsRefused) {
+  must_run({"cp", "-a", made_ + "/oci", "layout"}, dir_);
+  std::string blobs = dir_ + "/layout/blobs/sha256/";
+  json index = json::parse(read_file(dir_ + "/layout/index.json"));
+  auto read = [&](const json& descriptor) {
+    return json::parse(read_file(blobs + descriptor["digest"].get<std::string>().substr(7)));
+  };
+  auto put = [&](json& descriptor, const json& value) {
+    std::string text = value.dump(), hex = sha256_hex(text);
+    write_file(blobs + hex, text);
+    descriptor["digest"] = "sha256:" + hex;
+    descriptor["size"] = text.size();
+  };
+  json manifest = read(index["manifests"][0]), config = read(manifest["config"]);
+  for (const char* text : {R"({"Env": {"A": "b"}})", R"({"Env": [1]})", R"({"Env": [["A=b"]]})",
+                           R"({"User": 0})", R"({"User": ["root"]})", R"({"WorkingDir": {}})",
+                           R"({"Entrypoint": "/bin/tool"})", R"({"Cmd": [null]})"}) {
+    config["config"] = json::parse(text);
+    put(manifest["config"], config);
+    put(index["manifests"][0], manifest);
+    write_file(dir_ + "/layout/index.json", index.dump());
+    try {
+      read_layout(dir_ + "/layout", "x");
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kCorrupt) << text;
+    }
+  }
+}
+
 TEST_F(Images, LayersCannotReachOutside) {
   make_directories(dir_ + "/in/a");
   write_file(dir_ + "/outside", "before");

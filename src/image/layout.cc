@@ -50,6 +50,23 @@ void check_platform(const json& image, const std::string& reference) {
       "import an image for this host's platform");
 }
 
+// What is used of it must be what the image specification says, since it comes from anywhere.
+void check_config(const json& config, const std::string& reference) {
+  auto wrong = [&](const char* key, const char* what) {
+    throw Error(Code::kCorrupt, "import image", reference,
+                fmt::format("{} in its configuration is no {}", key, what),
+                "build it with another tool");
+  };
+  for (const char* key : {"Env", "Entrypoint", "Cmd"})
+    if (auto found = config.find(key); found != config.end())
+      if (!found->is_array() || !std::all_of(found->begin(), found->end(),
+                                             [](const json& item) { return item.is_string(); }))
+        wrong(key, "list of texts");
+  for (const char* key : {"User", "WorkingDir"})
+    if (auto found = config.find(key); found != config.end() && !found->is_string())
+      wrong(key, "text");
+}
+
 }  // namespace
 
 std::string host_architecture() {
@@ -90,6 +107,7 @@ Layout read_layout(const std::string& directory, const std::string& reference) {
     if (auto config = image.find("config"); config != image.end() && config->is_object())
       for (const auto& [key, value] : config->items())
         if (!value.is_null()) layout.config[key] = value;
+    check_config(layout.config, reference);
     return layout;
   } catch (const json::exception& error) {
     throw Error(Code::kCorrupt, "import image", reference,

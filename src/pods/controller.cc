@@ -20,6 +20,7 @@
 #include "network/network.h"
 #include "pods/memory_pressure.h"
 #include "pods/metrics.h"
+#include "pods/secrets.h"
 #include "pods/spec.h"
 #include "pods/traffic.h"
 #include "util/error.h"
@@ -71,13 +72,18 @@ Fd lock_directory(const std::string& path) {
   return lock;
 }
 
-bool looks_secret(const std::string& name) {
-  std::string upper = name;
-  for (char& c : upper) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
-  for (const char* word : {"SECRET", "PASSWORD", "PASSWD", "TOKEN", "APIKEY", "API_KEY",
-                           "PRIVATE_KEY", "ACCESS_KEY", "CREDENTIAL"})
-    if (upper.find(word) != std::string::npos) return true;
-  return false;
+void warn_of_secrets(const PodPlan& plan, std::vector<std::string>& warnings) {
+  for (auto& [key, value] : plan.spec.env)
+    if (looks_secret(key, value))
+      warnings.push_back("env." + key +
+                         " looks like a secret: the checkpoint holds it; give it as a file under "
+                         "`secrets`");
+  for (const nlohmann::json& text : plan.image_config.value("Env", nlohmann::json::array())) {
+    std::string entry = text, key = entry.substr(0, entry.find('='));
+    if (key.size() < entry.size() && looks_secret(key, entry.substr(key.size() + 1)))
+      warnings.push_back("the image's variable " + key +
+                         " looks like a secret: whoever has the image or a checkpoint has it");
+  }
 }
 
 int preferred_instance(state::Database& database) {
@@ -812,12 +818,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   impl.needs_more(spec.name);
   if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
     result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
-  if (plan.checkpoint.enabled)
-    for (auto& [key, value] : spec.env)
-      if (looks_secret(key))
-        result.warnings.push_back("env." + key +
-                                  " looks like a secret: the checkpoint holds it; give it as a "
-                                  "file under `secrets`");
+  if (plan.checkpoint.enabled) warn_of_secrets(plan, result.warnings);
   result.pod = impl.view(now);
   impl.poke_locked();
   return result;

@@ -46,7 +46,7 @@ def test_tokens_and_scopes():
     daemon, port, cert = tls_daemon()
     with daemon:
         tokens = {scope: daemon.cli("token", "create", f"a-{scope}", "--scope", scope).stdout.strip() for scope in ("read", "deploy", "admin")}
-        pod = Pod(daemon)
+        pod = Pod(daemon, env={"SIGNING_KEY": "kT7-of-the-environment", "STORE": "db://me:kT7-too@host", "OTHER": "plain"})
         pod.deploy(wait=True)
         for token in (None, "", "thaw_" + "0" * 64, tokens["read"][:-1], tokens["read"] + "0", "x" * 5000):
             status, text = ask(port, cert, "GET", "/v1/pods", token)
@@ -63,6 +63,11 @@ def test_tokens_and_scopes():
                     equal(status, 403, f"{method} {path} with scope {scope}: {text}")
                 else:
                     check(status not in (401, 403), f"{method} {path} with scope {scope}: {status} {text}")
+        for scope, seen in (("read", ["(hidden)", "(hidden)", "plain"]), ("deploy", ["kT7-of-the-environment", "db://me:kT7-too@host", "plain"])):
+            for path in ("/v1/pods", "/v1/pods/web"):
+                shown = json.loads(ask(port, cert, "GET", path, tokens[scope])[1])
+                env = (shown[0] if path == "/v1/pods" else shown)["spec"]["env"]
+                equal([env[key] for key in ("SIGNING_KEY", "STORE", "OTHER")], seen, f"variables that {path} shows with scope {scope}")
         equal(ask(port, cert, "GET", "/v1/pods", tokens["admin"], headers={"Origin": "https://evil.example"})[0], 403, "status for a web page")
 
         # The command, with streams and exec, which leaves HTTP behind.
