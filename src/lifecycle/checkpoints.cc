@@ -28,6 +28,16 @@ constexpr std::size_t kMostRanges = 4000;         // they travel in one message 
 // Left on the disk for the database, logs and what the replicas write themselves.
 constexpr std::uint64_t kReserve = 256u << 20;
 
+std::int64_t unavailable_pause_us(int failures) {
+  return kUnavailableBackoffUs << std::clamp(failures - 1, 0, 8);
+}
+
+// A pause that seems longer than it was made is one from before the clock was set back.
+bool waits(const state::Database::BackoffRow& pause, std::int64_t length_us) {
+  std::int64_t left = pause.until_us - wall_us();
+  return pause.until_us == kForEver || (left > 0 && left <= length_us);
+}
+
 bool one_of(const std::string& status, std::initializer_list<const char*> list) {
   return std::any_of(list.begin(), list.end(), [&](const char* name) { return status == name; });
 }
@@ -88,6 +98,7 @@ void Checkpoints::done_with(const std::string& id) {
   {
     std::scoped_lock lock(mutex_);
     in_work_.erase(id);
+    reserved_.erase(id);
   }
   replica_ended();
 }
@@ -199,7 +210,8 @@ std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint
     // Only what is pinned and still offered then is sure to keep its files.
     std::shared_ptr<void> pinned = pin(row.id);
     if (auto now = database_.checkpoint(row.id); !now || now->status != "available") continue;
-    if (auto pause = database_.backoff("restore-" + row.id); pause && pause->until_us > wall_us()) {
+    if (auto pause = database_.backoff("restore-" + row.id);
+        pause && waits(*pause, unavailable_pause_us(pause->failures))) {
       if (note && pause->until_us == kForEver)
         note(fmt::format("checkpoint {} does not fit this host: {}", row.id, pause->reason),
              Outcome::kHostIncompatible);
@@ -233,10 +245,13 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
   if (!forced && exists_for(plan.fingerprint))
     return refuse("a checkpoint of this version exists or is being made");
   if (auto pause = database_.backoff(plan.fingerprint);
-      !forced && pause && pause->until_us > wall_us())
+      !forced && pause &&
+      waits(*pause, back_off_us(kFirstBackoffUs, kLongestBackoffUs, pause->failures)))
     return refuse(
         fmt::format("{} dumps of this version failed in a row, the next is tried in {} s: {}",
                     pause->failures, (pause->until_us - wall_us()) / 1'000'000, pause->reason));
+  // Room is looked for and taken by one at a time, so that two dumps do not count on the same.
+  std::unique_lock one_at_a_time(begin_mutex_);
   if (std::string full; !make_room(bytes, "", &full)) return refuse(full);
   auto token = database_.acquire_lease("dump-" + plan.fingerprint, replica,
                                        kLeaseUs + static_cast<std::int64_t>(bytes / 10));
@@ -250,7 +265,9 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
   {
     std::scoped_lock lock(mutex_);
     in_work_.insert(ticket.id);
+    reserved_[ticket.id] = bytes;
   }
+  one_at_a_time.unlock();
   try {
     make_directories(ticket.directory, 0700);
     state::CheckpointRow row;
@@ -274,6 +291,7 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
     discard_files(ticket.id);
     std::scoped_lock lock(mutex_);
     in_work_.erase(ticket.id);
+    reserved_.erase(ticket.id);
     throw;
   }
   fault_point("dump.leased");
@@ -356,8 +374,7 @@ void Checkpoints::restore_ended(const std::string& id, Outcome outcome,
           auto earlier = database_.backoff(pause).value_or(state::Database::BackoffRow{});
           ++earlier.failures;
           earlier.reason = reason;
-          earlier.until_us =
-              wall_us() + (kUnavailableBackoffUs << std::min(earlier.failures - 1, 8));
+          earlier.until_us = wall_us() + unavailable_pause_us(earlier.failures);
           database_.put_backoff(pause, earlier);
           break;
         }
@@ -415,6 +432,10 @@ StoreSize Checkpoints::store_size() {
 }
 
 bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::string* why) {
+  {
+    std::scoped_lock lock(mutex_);
+    for (const auto& [id, more] : reserved_) bytes += more;
+  }
   for (;;) {
     StoreSize size = store_size();
     std::uint64_t over_quota =
@@ -620,6 +641,10 @@ void Checkpoints::finish(Job& job) {
       database_.put_checkpoint(*row);
     });
     if (removed) return fail(ticket, "it was removed while it was being made", false);
+    {
+      std::scoped_lock lock(mutex_);
+      reserved_.erase(ticket.id);  // its row counts from now on
+    }
     set_status(ticket.id, "sealed", "");
     if (std::string full; !make_room(0, ticket.id, &full))
       log::warn("checkpoints take more than they may", {{"checkpoint", ticket.id}, {"why", full}});

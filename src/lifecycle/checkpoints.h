@@ -139,12 +139,13 @@ class Checkpoints {
   std::string key_;
   checkpoint::Verifier verifier_;
   Fd closing_event_;
-  std::mutex mutex_, discard_mutex_, record_mutex_;
+  std::mutex mutex_, discard_mutex_, record_mutex_, begin_mutex_;
   std::condition_variable changed_;
   std::deque<Job> jobs_;
   std::set<std::string>
       in_work_;  // being dumped, sealed or proven: their files are not to be touched
-  std::multiset<std::string> pinned_;  // a replica is about to start from them
+  std::map<std::string, std::uint64_t> reserved_;  // bytes that dumps on their way may take
+  std::multiset<std::string> pinned_;              // a replica is about to start from them
   std::set<std::string> to_collect_;
   bool closing_ = false;
   std::thread worker_;

@@ -1,6 +1,10 @@
 #include "lifecycle/outcome.h"
 
+#include <signal.h>
+
 namespace thaw::lifecycle {
+
+bool killed_from_outside(const ExitStatus& exit) { return exit.signalled && exit.value == SIGKILL; }
 
 Outcome classify(const RestoreEnd& end) {
   // The order is the meaning: a stop explains everything, then the kernel's own word, then ours,
@@ -18,6 +22,9 @@ Outcome classify(const RestoreEnd& end) {
         return Outcome::kUnavailable;
     }
   }
+  // Nobody's program ends so by itself: an operator, or the host, has taken it.
+  if (end.phase == RestorePhase::kResumed && end.exit && killed_from_outside(*end.exit))
+    return Outcome::kUnavailable;
   if (end.phase == RestorePhase::kRequested)
     return end.timed_out ? Outcome::kUnavailable : Outcome::kRefused;
   return Outcome::kAppFailed;

@@ -38,6 +38,8 @@ struct RestoreEnd {
 };
 
 Outcome classify(const RestoreEnd& end);
+// A SIGKILL that is not the kernel's for want of memory: it says nothing about the program.
+bool killed_from_outside(const ExitStatus& exit);
 std::string_view name(Outcome outcome);
 
 // What becomes of a checkpoint after `failures` ends of this kind in a row (this one counted).

@@ -29,6 +29,10 @@ TEST(OutcomeTest, EachCauseHasItsOutcome) {
   died.phase = RestorePhase::kResumed;
   died.exit = ExitStatus{true, 11};
   EXPECT_EQ(classify(died), Outcome::kAppFailed);
+  died.exit = ExitStatus{true, 9};
+  EXPECT_EQ(classify(died), Outcome::kUnavailable);
+  died.oom_kills = 1;
+  EXPECT_EQ(classify(died), Outcome::kOutOfMemory);
   died.phase = RestorePhase::kValidated;
   EXPECT_EQ(classify(died), Outcome::kRestored);
 

@@ -8,6 +8,7 @@
 #include "lifecycle/condition.h"
 #include "lifecycle/restore.h"
 #include "lifecycle/slot_target.h"
+#include "store/tree.h"
 #include "util/error.h"
 #include "util/fault.h"
 #include "util/file.h"
@@ -128,7 +129,16 @@ void Replica::fault(FaultName name) const {
   fault_point(name, {{"shim", shim}, {"container", container}});
 }
 
-// What a dump would write, about.
+// What a dump would write, about: memory, and what it wrote to its filesystem.
+std::uint64_t Replica::dump_bytes() const {
+  std::string upper;
+  {
+    std::scoped_lock lock(mutex_);
+    if (slot_) upper = slot_->paths.upper();
+  }
+  return memory_bytes() + (upper.empty() ? 0 : store::tree_bytes(upper));
+}
+
 std::uint64_t Replica::memory_bytes() const {
   std::scoped_lock lock(mutex_);
   if (!slot_) return 0;
@@ -592,7 +602,7 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
   std::optional<DumpTicket> ticket;
   bool count = true;
   try {
-    ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, memory_bytes());
+    ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, dump_bytes());
     if (!ticket) return;
     *checkpoint_id = ticket->id;
     move(Event::kDump, "dumping into checkpoint " + ticket->id);
@@ -797,11 +807,13 @@ std::string Replica::read_end(State at, bool by_wish) {
     }
   }
   std::scoped_lock lock(mutex_);
+  std::optional<ExitStatus> exit;
   if (slot_) {
-    if (auto status = slot_->shim->exit_status()) {
-      row_.exit_code = status->shell_code();
+    exit = slot_->shim->exit_status();
+    if (exit) {
+      row_.exit_code = exit->shell_code();
       if (!by_wish && row_.reason.empty())
-        row_.reason = "the container ended by itself: " + status->text();
+        row_.reason = "the container ended by itself: " + exit->text();
     } else if (!by_wish && slot_->shim->lost()) {
       row_.reason = "its shim ended, so it was killed";
     }
@@ -811,12 +823,18 @@ std::string Replica::read_end(State at, bool by_wish) {
       row_.reason = "it ran out of memory and was killed; raise resources.memory";
   }
   if (by_wish) row_.reason = why;
-  if (!by_wish && at == State::kReady && row_.exit_code && oom_kills == 0 &&
-      row_.started_from != "cold" && wall_us() - row_.ready_us < kSettledUs) {
+  if (by_wish || at != State::kReady || row_.started_from == "cold") return died_of;
+  if (oom_kills > 0) row_.outcome = name(Outcome::kOutOfMemory);
+  // The phases' clock, which nobody sets.
+  auto ready = std::find_if(row_.phases.begin(), row_.phases.end(),
+                            [](const auto& phase) { return phase.name == name(State::kReady); });
+  std::int64_t lived = ready == row_.phases.end()
+                           ? kSettledUs
+                           : monotonic_us() - row_.requested_mono_us - ready->start_us;
+  if (exit && !killed_from_outside(*exit) && oom_kills == 0 && lived < kSettledUs) {
     died_of = row_.started_from;
     row_.outcome = name(Outcome::kAppFailed);
-    row_.reason = fmt::format("it died {} ms after it was restored: {}",
-                              (wall_us() - row_.ready_us) / 1000, row_.reason);
+    row_.reason = fmt::format("it died {} ms after it was restored: {}", lived / 1000, row_.reason);
   }
   return died_of;
 }

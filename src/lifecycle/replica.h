@@ -102,6 +102,7 @@ class Replica {
   std::string stop_reason() const;
   std::string log_dir() const;
   std::uint64_t memory_bytes() const;
+  std::uint64_t dump_bytes() const;
   void fault(FaultName name) const;
 
   Services services_;

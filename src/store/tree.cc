@@ -328,6 +328,20 @@ void add_linked_names(const std::vector<std::string>& linked, const std::string&
     if (!names.complete()) names.find(Fd::open(lower, O_RDONLY | O_DIRECTORY), lower, "");
 }
 
+std::uint64_t tree_bytes(const std::string& directory) {
+  std::uint64_t bytes = 0;
+  std::error_code gone;  // of what has vanished meanwhile
+  for (std::filesystem::recursive_directory_iterator
+           at(directory, std::filesystem::directory_options::skip_permission_denied, gone),
+       end;
+       !gone && at != end; at.increment(gone)) {
+    struct stat info;
+    if (::lstat(at->path().c_str(), &info) == 0 && S_ISREG(info.st_mode))
+      bytes += static_cast<std::uint64_t>(info.st_blocks) * 512 / info.st_nlink;
+  }
+  return bytes;
+}
+
 std::string digest_tree(const std::string& directory) {
   Hasher hasher;
   digest_directory(hasher, Fd::open(directory, O_RDONLY | O_DIRECTORY), "");

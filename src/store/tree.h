@@ -28,6 +28,9 @@ TreeSize copy_tree(const std::string& from, const std::string& to);
 void add_linked_names(const std::vector<std::string>& linked, const std::string& merged,
                       const std::vector<std::string>& lowers, const std::string& layer);
 
+// Bytes allocated to files below a directory that others may be changing: about.
+std::uint64_t tree_bytes(const std::string& directory);
+
 // sha256 hex over every entry's path, type, mode, owner, device number, link target, attributes,
 // and contents, in sorted order.
 std::string digest_tree(const std::string& directory);

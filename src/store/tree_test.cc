@@ -54,6 +54,9 @@ TEST_F(TreeTest, KeepsWhatALayerHolds) {
 
   TreeSize size = copy_tree(from, to);
   EXPECT_LT(size.bytes, 1u << 20);
+  EXPECT_GT(tree_bytes(from), 0u);
+  EXPECT_LT(tree_bytes(from), 1u << 20);
+  EXPECT_EQ(tree_bytes(base + "/nothing"), 0u);
 
   struct stat plain = info_of(to + "/plain");
   EXPECT_EQ(plain.st_mode & 07777, 04751u);

@@ -69,6 +69,12 @@ def test_quota():
         daemon.cli("checkpoint", "create", "four")
         fourth.wait_checkpoint(after=since)
         equal([status_of(daemon, row) for row in (rows[0], rows[2])], [None, "available"], "the checkpoints afterwards")
+
+        # What it has written counts, not only what it holds in memory.
+        replica = daemon.replicas("four", "ready")[0]["id"]
+        daemon.exec(replica, "dd", "if=/dev/zero", "of=/var/tmp/big", "bs=1M", "count=140")
+        refused = daemon.cli("checkpoint", "create", "four", check_exit=False)
+        check(refused.returncode == 1 and "quota" in refused.stderr, f"`thaw checkpoint create` of a full layer: {refused.returncode}, {refused.stderr}")
         daemon.clear()
         equal(daemon.destroy(), [], "what had to be ended by force")
 

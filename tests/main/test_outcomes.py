@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import thawtest
 from common import Pod, resign, sql
@@ -51,6 +52,34 @@ def test_out_of_memory(daemon):
     row = daemon.replica(event["replica"])
     equal((row["state"], row["started_from"]), ("failed", checkpoint["id"]), "the replica")
     check_told(pod, row, "OutOfMemory", ("out of memory", "resources.memory"), since, metric, fallback=False)
+    equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint")
+
+    # The same when it has served already.
+    (pod.ctl / "calm").touch()
+    pod.go()
+    row = daemon.scale(pod.name, 1)[0]
+    since = daemon.last_event()
+    (pod.ctl / "calm").unlink()
+    pod.wait_event("replica.failed", since, row["id"])
+    daemon.scale(pod.name, 0)
+    row = daemon.replica(row["id"])
+    equal((row["state"], row["outcome"]), ("failed", "OutOfMemory"), "one that was ready")
+    check("out of memory" in row["reason"], f"its reason: {row['reason']}")
+    equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint after that")
+
+
+def test_killed_by_somebody(daemon):
+    """A SIGKILL that nobody asked Thaw for, soon after a restore, says nothing about the checkpoint, however often."""
+    pod, checkpoint = checkpointed(daemon)
+    for _ in range(2):
+        row = daemon.scale(pod.name, 1)[0]
+        equal(row["started_from"], checkpoint["id"], "how it started")
+        since = daemon.last_event()
+        os.kill(row["pid"], signal.SIGKILL)
+        pod.wait_event("replica.failed", since, row["id"])
+        daemon.scale(pod.name, 0)
+        row = daemon.replica(row["id"])
+        equal((row["outcome"], row["exit_code"]), ("Restored", 137), f"how it is told ({row['reason']})")
     equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint")
 
 
@@ -136,9 +165,9 @@ def test_unavailable():
         equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint")
         rows = daemon.scale(pod.name, 2)
         check("is not tried for" in rows[1]["reason"], f"the reason of one that does not try it yet: {rows[1]['reason']}")
-        # When its time has come it is tried, and a good restore ends the waiting for good.
+        # The clock is set back by days: that is not waited for. A good restore ends the waiting for good.
         pause = "restore-" + checkpoint["id"]
-        sql(daemon, "UPDATE backoffs SET until_us = 0 WHERE fingerprint = ?", pause)
+        sql(daemon, "UPDATE backoffs SET until_us = until_us + 864000000000 WHERE fingerprint = ?", pause)
         equal(daemon.scale(pod.name, 3)[2]["outcome"], "Restored", "how the one after the pause started")
         equal(sql(daemon, "SELECT * FROM backoffs WHERE fingerprint = ?", pause), [], "what is left of the pause")
         daemon.remove(pod.name)

@@ -60,7 +60,7 @@ def leave_when_restored(after=0):
 
 
 def busy_when_restored(mib):
-    while not os.path.exists("/run/thaw/restored"):
+    while not os.path.exists("/run/thaw/restored") or os.path.exists(CTL + "/calm"):
         time.sleep(0.01)
     for _ in range(mib):
         held.append(os.urandom(1 << 20))
