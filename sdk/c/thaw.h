@@ -62,7 +62,7 @@ static inline int thaw_ready(void) {
   if (!thaw_inside()) return 0;
   if (mkdir(THAW_FOLDER "/workers", 01777) != 0 && errno != EEXIST) return -1;
   if (stat(THAW_FOLDER "/workers", &info) == 0 && info.st_uid == geteuid()) chmod(THAW_FOLDER "/workers", 01777);
-  lock = open(THAW_FOLDER "/workers/.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  lock = open(THAW_FOLDER "/workers", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a lock file would be one user's */
   if (lock < 0) return -1;
   while (flock(lock, LOCK_EX) != 0 && errno == EINTR) {
   }

@@ -34,7 +34,12 @@ function ready() {
   fs.mkdirSync(workers, {recursive: true});
   if (fs.statSync(workers).uid === process.geteuid()) fs.chmodSync(workers, 0o1777);
   for (const entry of fs.readdirSync(workers)) {
-    if (/^\d+$/.test(entry) && !fs.existsSync(`/proc/${entry}`)) fs.rmSync(`${workers}/${entry}`, {force: true});
+    if (!/^\d+$/.test(entry) || fs.existsSync(`/proc/${entry}`)) continue;
+    try {
+      fs.unlinkSync(`${workers}/${entry}`);
+    } catch {
+      // Another worker did, or it is another user's.
+    }
   }
   touch(`${workers}/${process.pid}`);
   touch(`${FOLDER}/ready`);
@@ -90,7 +95,13 @@ function onRestore(call) {
   watch(() => {
     if (restored() && identity().generation !== generation) {
       generation = identity().generation;
-      call();
+      // One that fails must not keep the others from being called.
+      const failed = (error) => console.error('thaw: an onRestore function failed', error);
+      try {
+        Promise.resolve(call()).catch(failed);
+      } catch (error) {
+        failed(error);
+      }
     }
     return false;
   }, false);

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -50,13 +51,17 @@ def test_mistakes(daemon):
     (folder / "main.py").write_text("from thaw import Pod\npod = Pod('x', 'docker://x', checkpoint_condition=lambda: True)\n")
     (folder / "needs.py").write_text("import no_such_module\n")
     (folder / "not-a-name.py").write_text("")
+    (folder / "json.py").write_text("from thaw import Pod\npod = Pod('x', 'docker://x')\n")
+    (folder / "needs_too.py").write_text("import need\n")
     for target, code, words in (
         ("app.py:number", 2, ["it is no pod but int"]),
         ("app.py:pod", 2, ["has no 'pod'"]),
         ("none.py:pod", 2, ["there is no file"]),
         ("not-a-name.py:pod", 2, ["rename the file"]),
         ("main.py:pod", 2, ["it is a lambda", "top level"]),
-        ("needs.py:pod", 2, ["no_such_module"]),
+        ("needs.py:pod", 2, ["no_such_module", "install no_such_module"]),
+        ("needs_too.py:pod", 2, ["install need,"]),
+        ("json.py:pod", 2, ["another module 'json'", "rename the file"]),
     ):
         done = daemon.cli("deploy", f"{folder}/{target}", check_exit=False)
         equal(done.returncode, code, f"exit code of {target} ({done.stderr})")
@@ -70,7 +75,7 @@ def test_mistakes(daemon):
 
 
 def test_serve(daemon):
-    """A saved file is deployed again; a mistake in it does not end serve; Ctrl-C removes the pod."""
+    """A saved file is deployed again; a mistake in it does not end serve; the terminal's end removes the pod."""
     folder = project(daemon, "served")
     log = open(daemon.data / "serve.log", "w+", encoding="utf-8")
     process = subprocess.Popen([daemon.binary, "serve", f"{folder}/app.py:pod"], env={**daemon.env, "THAW_HOST": daemon.address, "PYTHONUNBUFFERED": "1"},
@@ -97,7 +102,29 @@ def test_serve(daemon):
     wait_for(lambda: "it is no size" in said(), "the mistake is told", 60)
     check(process.poll() is None, "a mistake ended serve")
     equal(version(), first + 1, "version after a mistake")
-    process.send_signal(signal.SIGINT)
+
+    # A socket in the folder is refused by the deploy, not by the watch; a folder that comes and goes is nothing at all.
+    with socket.socket(socket.AF_UNIX) as odd:
+        odd.bind(str(folder / "odd.sock"))
+        app = folder / "app.py"
+        app.write_text(app.read_text().replace('memory="lots"', 'memory="512MiB"'))
+        wait_for(lambda: "it is a socket" in said(), "the socket is told of", 60)
+    for _ in range(50):
+        (folder / "comes/and").mkdir(parents=True)
+        shutil.rmtree(folder / "comes")
+    os.unlink(folder / "odd.sock")
+    # A new name is a new pod, and the old one goes; a folder that the changed file adds is watched.
+    added = daemon.data / "added"
+    added.mkdir()
+    (added / "word").write_text("one")
+    app.write_text(app.read_text().replace('name="served"', 'name="renamed"').replace('.add(".")', f'.add(".").add("{added}", "/added")'))
+    wait_for(lambda: [pod["name"] for pod in daemon.api("GET", "/v1/pods")] == ["renamed"] and daemon.replicas("renamed", "ready"), "the renamed pod alone", 60)
+    wait_for(lambda: daemon.exec("renamed", "cat", "/added/word") == "one", "the added folder")
+    wait_for(lambda: said().count("| changed") > 1, "the renamed pod's output is shown", 60)
+    (added / "word").write_text("two")
+    wait_for(lambda: [row["version"] for row in daemon.replicas("renamed", "ready")] == [2], "an edit in the added folder is deployed", 60)
+    check(process.poll() is None, f"serve ended: {said()}")
+    process.send_signal(signal.SIGHUP)
     equal(process.wait(60), 130, f"exit code of serve: {said()}")
     equal(daemon.api("GET", "/v1/pods"), [], "pods after serve")
     log.close()

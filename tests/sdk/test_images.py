@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import zipfile
 
@@ -85,13 +86,14 @@ def test_oci_and_dockerfile(daemon):
         shutil.copy(root / "usr/lib/x86_64-linux-gnu" / library, small / "lib/x86_64-linux-gnu" / library)
     shutil.copy(root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", small / "lib64/ld-linux-x86-64.so.2")
     subprocess.run(["umoci", "insert", "--image", f"{layout}:small", small, "/"], check=True, capture_output=True)
-    subprocess.run(["umoci", "config", "--image", f"{layout}:small", "--config.env=FROM=oci", "--config.cmd=/bin/sh", "--config.cmd=-c", "--config.cmd=echo from $FROM; sleep 1000",
+    subprocess.run(["umoci", "config", "--image", f"{layout}:small", "--config.env=FROM=oci", "--config.env=PYTHONPATH=/lib/python", "--config.cmd=/bin/sh", "--config.cmd=-c", "--config.cmd=echo from $FROM; sleep 1000",
                     "--config.workingdir=/work"], check=True)  # fmt: skip
     note = daemon.data / "note.txt"
     note.write_text("added\n")
 
     whole = Image.from_oci(f"oci:{layout}:small").build()
     equal(whole.source, {"image": f"oci:{layout}:small"}, "an image without steps is the daemon's to fetch")
+    equal(thaw.Pod("oci", Image.from_oci(f"oci:{layout}:small")).spec()["env"], {"PYTHONPATH": "/lib/python:/opt/thaw/python"}, "the image's own PYTHONPATH stays")
     pod = thaw.Pod("oci", Image.from_oci(f"oci:{layout}:small").add(str(note), "/note.txt"), min_replicas=1, stop_grace=0, client=client(daemon))
     pod.deploy()
     equal((next(pod.logs()).text, pod.exec(["/bin/cat", "/note.txt"]).stdout), ("from oci", "added\n"), "what the image's own command says, and the added file")
@@ -124,6 +126,31 @@ def test_a_file_that_changes_while_it_is_read():
     raises(thaw.ThawError, lambda: image.build(edit), f"{folder}/words", "changed while it was read")
     (folder / "words").write_text("before")
     equal(pathlib.Path(image.build().source["rootfs"], "app/words").read_text(), "before", "the content that is kept")
+
+
+def test_prune(daemon):
+    """Layers above an added folder go like those of the folder; what a killed build left goes, what is being built stays."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=CACHE))
+    base().run("true").build()
+    before = listing()[0]
+    for word in ("one", "two"):
+        (folder / "words").write_text(word)
+        built = base().add(str(folder)).run("true").build()
+    equal(len(set(CACHE.glob("images/layers/*")) - set(map(pathlib.Path, before))), 4, "layers of two builds")
+    code = f"import thaw; thaw.Image.from_rootfs({ROOTFS!r}, link=True).run('echo under way; sleep 1000').build(lambda line: print(line, flush=True))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as builder:
+        while "  under way" not in builder.stdout.readline():
+            pass
+        build.prune(client(daemon), kept=2)
+        equal(len(list(CACHE.glob("images/layers/.*"))), 1, "work folders while a build is under way")
+        builder.kill()
+    build.prune(client(daemon), kept=2)
+    equal(list(CACHE.glob("images/layers/.*")), [], "work folders after it was killed")
+    check(pathlib.Path(built.source["rootfs"], "app/words").read_text() == "two", "the newest layers are gone")
+    build.prune(client(daemon), kept=0)
+    # The copy of the root file system stays: it takes a month.
+    equal([path for path in listing()[0] if path not in before and "layer.json" not in path], [], "what is left")
+    check(not list(CACHE.glob("images/content/*/*")), "contents that no layer has")
 
 
 def test_failed_deploys_leave_nothing(daemon):

@@ -36,10 +36,17 @@ def function(name):
     return callables.load(f"app:{name}", str(APP))
 
 
+def hold_dump(daemon, pod):
+    """The dump begins by itself, when the last worker is ready; it takes longer than the time-out of gunicorn's workers."""
+    with main_common.HeldDump(Held(daemon, pod)):
+        time.sleep(4)  # what is tested is a freeze of this length
+    pod.scale(1)
+
+
 def pids(pod, replica):
-    """Of gunicorn's workers."""
+    """Of gunicorn's and uvicorn's processes."""
     text = replica.exec(["sh", "-c", "for p in /proc/[0-9]*; do read -r line <$p/comm && echo ${p#/proc/} $line; done"]).stdout
-    return sorted(line.split()[0] for line in text.splitlines() if "gunicorn" in line)
+    return sorted(line.split()[0] for line in text.splitlines() if "gunicorn" in line or "python3" in line)
 
 
 class Held:
@@ -60,9 +67,7 @@ def test_gunicorn(daemon):
     pod = deploy(daemon, "gunicorn", ["gunicorn", "-c", "wsgi.py", "wsgi:app"], thaw.workers(4), wait=False)
     replica = only(pod)
     wait_line(replica, "ready 3")
-    with main_common.HeldDump(Held(daemon, pod)):
-        time.sleep(4)  # what is tested is a freeze of this length
-    pod.scale(1)
+    hold_dump(daemon, pod)
     checkpointed = next(event for event in pod.events() if event.type == "replica.checkpointing")
     late = next(line for line in replica.logs() if line.text == "ready 4")
     check(late.time <= checkpointed.time, f"the dump began at {checkpointed.time}, and the last worker was ready at {late.time}")
@@ -80,16 +85,50 @@ def test_gunicorn(daemon):
     pod.remove()
 
 
-def test_uvicorn(daemon):
-    """Two workers of uvicorn: both are ready before the dump, both are told of the restore."""
-    pod = deploy(daemon, "uvicorn", ["python3", "-m", "uvicorn", "asgi:app", "--host", "0.0.0.0", "--port", "8000", "--workers", "2"], thaw.workers(2))
+def restored_workers(daemon, pod, quiet=""):
+    """Two workers of uvicorn: both are ready before the dump, frozen for longer than gunicorn's time-out, both are told of the restore."""
     first = only(pod)
+    hold_dump(daemon, pod)
     wait_line(first, "worker waited: False", 2)
+    workers = pids(pod, first)
     equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
     second = next(found for found in pod.scale(2) if found.id != first.id)
     check(second.restored, "the second replica starts from the checkpoint")
     wait_line(second, "worker waited: True", 2)
     equal(json.loads(daemon.http(second.id, "/"))["restored"], True, "what the restored replica answers")
+    if quiet:
+        time.sleep(4)  # gunicorn looks at its workers once a second, and kills after 2
+    for which in (first, second):
+        check(not quiet or not lines(which, quiet), f"{which} said: {lines(which, quiet)}")
+        equal(pids(pod, which), workers, f"processes in {which}")
+    pod.remove()
+
+
+def test_uvicorn(daemon):
+    pod = deploy(daemon, "uvicorn", ["python3", "-m", "uvicorn", "asgi:app", "--host", "0.0.0.0", "--port", "8000", "--workers", "2"], thaw.workers(2), wait=False)
+    restored_workers(daemon, pod)
+
+
+def test_gunicorn_with_uvicorn_workers(daemon):
+    pod = deploy(daemon, "both", ["gunicorn", "-k", "uvicorn.workers.UvicornWorker", "-w", "2", "-t", "2", "-b", "0.0.0.0:8000", "asgi:app"], thaw.workers(2), wait=False)
+    restored_workers(daemon, pod, "WORKER TIMEOUT")
+
+
+def test_many_workers(daemon):
+    """Processes of two users and their threads say it at the same time; who has died does not count; every process that was forked after
+    on_restore calls what was given to it, though some of it fails."""
+    pod = deploy(daemon, "counted", ["python3", "counted.py"], thaw.workers(20))
+    first = only(pod)
+    checkpointed = next(event for event in pod.events() if event.type == "replica.checkpointing")
+    late = next(line for line in first.logs() if line.text == "the last one")
+    check(late.time <= checkpointed.time, f"the dump began at {checkpointed.time}, before the last worker was there at {late.time}")
+    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    second = next(found for found in pod.scale(2) if found.id != first.id)
+    check(second.restored, "the second replica starts from the checkpoint")
+    equal(len(set(wait_line(second, "restored in", 21))), 21, "processes that were told of the restore")
+    for text in ("on_restore function fails failed", "Odd object at"):
+        equal(len(wait_line(second, text, 21)), 21, f"lines with '{text}'")
+    equal(lines(first, "restored in"), [], "what is called where nothing was restored")
     pod.remove()
 
 

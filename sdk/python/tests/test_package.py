@@ -1,6 +1,7 @@
 """The parts of the package that need no daemon. Where there is an authority (git for ignore files), it is asked."""
 
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -181,6 +182,68 @@ class Images(unittest.TestCase):
             found = [entry.path for entry in tree.walk(folder)]
             self.assertIn("a.log", found)
             self.assertNotIn("src/a.log", found)
+
+    def walked(self, folder):
+        return sorted(entry.path for entry in tree.walk(folder) if not os.path.isdir(entry.full))
+
+    def test_every_pattern_is_as_git_has_it(self):
+        """One folder a pattern, each with the same files; some are written down, the others are made by chance, always the same."""
+        patterns = ["a[!]b]", "a[z-a]", "a[[:digit:]]", "a[[:digit:]x]", "a[[:nothing:]]", "a[\\]]", "foo**/bar", "a//", "a[bc", "a\\", "a[", "a[b-]", "a[]b]", "a[^b]", "a[[:x]",
+                    "/**/bar", "**/bar", "**", "/**", "foo/***", "*/bar", "foo/**/bar", "foo**", "**bar", "foo/*", "/foo", "//foo", "foo/bar/", "/", "//", "a\\b", "\\a", "a?", "?",
+                    "a b ", "a b\\ ", "a b\\\\ ", " a", "a\tb", "a\fb", "a\u2028b", "a\rb", "a\r", "\ufeffa", "é", "?é", "a[é]", "foo/\\bar", "foo\\/bar", "**\\/bar", "a[a-\\c]",
+                    "a[\\a-c]", "[!a]*", "*[!r]", "foo/b[!x]r", "foo[/]bar", "foo[!x]bar", "foo?bar", "f*r", "f*/b*", "!a", "\\!a", "\\#a", "#a"]  # fmt: skip
+        chance = random.Random(7)
+        pieces = ["a", "b", "foo", "bar", "*", "**", "/", "?", "[", "]", "[ab]", "[!a]", "[a-c]", "-", "!", "\\", " "]
+        patterns += ["".join(chance.choice(pieces) for _ in range(chance.randint(1, 6))) for _ in range(100)]
+        paths = ["a", "b", "ab", "a1", "a]", "ax", "a-", "a[", "a\\", "a b", "a b ", "a\tb", "a\fb", "a\u2028b", "a\rb", "a\r", "é", "aé", "!a", "#a", "foo", "dir/foo/bar", "fo/x/bar",
+                 "foobar", "fooxbar", "x/foo/y/bar", "x/a/b"]  # fmt: skip
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as top:
+            subprocess.run(["git", "init", "-q", top], check=True, timeout=30)
+            for number, pattern in enumerate(patterns):
+                for path in paths:
+                    full = os.path.join(top, str(number), path)
+                    os.makedirs(os.path.dirname(full), exist_ok=True)
+                    open(full, "w", encoding="utf-8").close()
+                with open(os.path.join(top, str(number), ".gitignore"), "wb") as out:
+                    out.write(pattern.encode() + b"\n!/.gitignore\n")
+            wanted = self.listed(top)
+            for number, pattern in enumerate(patterns):
+                with self.subTest(pattern):
+                    prefix = f"{number}/"
+                    self.assertEqual(self.walked(os.path.join(top, str(number))), [path[len(prefix) :] for path in wanted if path.startswith(prefix)])
+
+    def listed(self, folder, *more):
+        done = subprocess.run(["git", "-C", folder, "-c", "core.excludesFile=", "ls-files", "-z", "--others", "--exclude-standard", *more], capture_output=True, check=True, timeout=60)
+        return sorted(path for path in os.fsdecode(done.stdout).split("\0") if path and not path.endswith(".gitignore"))
+
+    def test_what_lies_above_counts(self):
+        """A folder within a repository: the .gitignore files on the way to it and .git/info/exclude; in a worktree, too."""
+        with tempfile.TemporaryDirectory() as top:
+            run = {"check": True, "timeout": 30, "capture_output": True}
+            subprocess.run(["git", "init", "-q", f"{top}/main"], **run)
+            subprocess.run(["git", "-C", f"{top}/main", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "--allow-empty", "-m", "x"], **run)
+            subprocess.run(["git", "-C", f"{top}/main", "worktree", "add", "-q", f"{top}/tree"], **run)
+            with open(f"{top}/main/.git/info/exclude", "w", encoding="utf-8") as out:
+                out.write("*.bak\n/a/b/anchored\n")
+            for where in ("main", "tree"):
+                os.makedirs(f"{top}/{where}/a/b/sub")
+                for name in ("x.log", "keep.log", "x.bak", "anchored", "sub/y.tmp", "sub/anchored", "x.tmp", "good"):
+                    open(f"{top}/{where}/a/b/{name}", "w", encoding="utf-8").close()
+                for place, text in (("", "*.log\na/b/x.tmp\n"), ("a/", "!keep.log\nb/sub/*.tmp\n"), ("a/b/", "")):
+                    with open(f"{top}/{where}/{place}.gitignore", "w", encoding="utf-8") as out:
+                        out.write(text)
+                wanted = self.listed(f"{top}/{where}/a/b")
+                self.assertEqual(self.walked(f"{top}/{where}/a/b"), wanted)
+                self.assertEqual(wanted, ["good", "keep.log", "sub/anchored"])
+
+    def test_the_own_file_has_the_last_word(self):
+        """.thawignore wins over a .gitignore that lies deeper."""
+        with tempfile.TemporaryDirectory() as folder:
+            os.mkdir(f"{folder}/src")
+            for path, text in ((".thawignore", "!src/model.bin\n*.py\n"), ("src/.gitignore", "*.bin\n!x.py\n"), ("src/model.bin", ""), ("src/x.bin", ""), ("src/x.py", ""), ("src/a", "")):
+                with open(os.path.join(folder, path), "w", encoding="utf-8") as out:
+                    out.write(text)
+            self.assertEqual(self.walked(folder), ["src/a", "src/model.bin"])
 
     def test_content_is_what_counts(self):
         with tempfile.TemporaryDirectory() as folder:

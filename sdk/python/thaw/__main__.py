@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import json
 import os
@@ -11,9 +12,10 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
-from typing import Any, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from . import callables, tree
 from .client import Client
@@ -48,6 +50,9 @@ def load_pod(target: str, client: Optional[Client]) -> Tuple[Pod, str]:
 
 def _deploy(options: argparse.Namespace, client: Optional[Client]) -> int:
     pod, _ = load_pod(options.target, client)
+    if options.tell:
+        with open(options.tell, "w", encoding="utf-8") as file:
+            json.dump({"name": pod.name, "was_there": pod._get() is not None, "sources": pod.image.sources()}, file)
     if options.dry_run:
         print(json.dumps(pod.client.post("/v1/pods?dry_run=true", pod.spec(_progress(options)))["spec"], indent=2))
         return 0
@@ -78,23 +83,30 @@ class Changes:
         self._fd = self._libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
         if self._fd < 0:
             raise ThawError("exhausted", "watch", "the code folder", os.strerror(ctypes.get_errno()), "raise fs.inotify.max_user_instances")
-        self._paths = list(paths)
+        self._paths = set(paths)
         self._facts = self._look()
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """These, too, from now on."""
+        if not self._paths.issuperset(paths):
+            self._paths.update(paths)
+            self._facts = self._look()
 
     def _look(self) -> Any:
         """What counts now; every folder on the way is watched."""
         found: List[Any] = []
         folders: Set[str] = set()
-        for path in self._paths:
+        for path in sorted(self._paths):
             if not os.path.isdir(path):
                 folders.add(os.path.dirname(path))
-                found.append(tree.file_digest(path) if os.path.isfile(path) else None)
+                with contextlib.suppress(OSError):  # it is not there, or gone again
+                    found.append(tree.file_digest(path))
                 continue
             folders.add(path)
-            for entry in tree.walk(path):
+            for entry in tree.walk(path, lenient=True):  # what cannot be added is the deploy's to refuse
                 if os.path.isdir(entry.full) and not os.path.islink(entry.full):
                     folders.add(entry.full)
-                with contextlib.suppress(FileNotFoundError):  # gone again: another event says so
+                with contextlib.suppress(OSError):  # gone again: another event says so
                     found.append(tree.entry_facts(entry))
         for folder in folders:
             self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _CHANGES)
@@ -117,37 +129,63 @@ def _serve(options: argparse.Namespace, client: Optional[Client]) -> int:
     client = pod.client
     # Before the first deploy: what is saved while that goes on is not missed.
     changes = Changes({folder, *pod.image.sources()})
-    was_there = pod._get() is not None
-    signal.signal(signal.SIGTERM, _interrupt)
+    served: Dict[str, bool] = {}  # the pod's name, and those that it had before; whether they were there before this
     try:
-        while True:
-            _deploy_again(options)
-            with _Logs(client, pod.name):
-                changes.wait()
-            print_progress("the code changed")
+        with tempfile.TemporaryDirectory() as told:
+            name = pod.name
+            while True:
+                name, deployed = _deploy_again(options, os.path.join(told, "told"), name, served, changes)
+                for other in [other for other in served if other != name and deployed]:
+                    _give_up(pod, other, served.pop(other))
+                with _Logs(client, name):
+                    changes.wait()
+                print_progress("the code changed")
     except KeyboardInterrupt:
-        print_progress(f"stopping {pod.name}" if was_there else f"removing {pod.name}")
-        with contextlib.suppress(ThawError):
-            if was_there:
-                pod.stop()
-            else:
-                pod.remove()
+        for name, was_there in served.items():
+            _give_up(pod, name, was_there)
         return _INTERRUPTED
+
+
+def _give_up(pod: Pod, name: str, was_there: bool) -> None:
+    """Leaves a pod as it was found, or not at all."""
+    pod = copy.copy(pod)
+    pod.name = name
+    print_progress(f"stopping {name}" if was_there else f"removing {name}")
+    try:
+        if was_there:
+            pod.stop()
+        else:
+            pod.remove()
+    except ThawError as error:
+        if error.code != "not_found":  # it was never deployed, or somebody else removed it
+            print(f"thaw: {_text(error)}", file=sys.stderr)
 
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _deploy_again(options: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "thaw", *(["--host", options.host] if options.host else []), "deploy", options.file, "--verbose", "--timeout", str(options.timeout)]
-    with subprocess.Popen(command, start_new_session=True) as process:
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)  # it puts back what it has done
-            process.wait()
-            raise
+def _deploy_again(options: argparse.Namespace, told: str, name: str, served: Dict[str, bool], changes: Changes) -> Tuple[str, bool]:
+    """What the file's pod is called now (`name` was its name so far), and whether it was deployed."""
+    command = [sys.executable, "-m", "thaw", *(["--host", options.host] if options.host else []), "deploy", options.file, "--verbose", "--timeout", str(options.timeout), "--tell", told]
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(told)
+    try:
+        with subprocess.Popen(command, start_new_session=True) as process:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it puts back what it has done
+                process.wait()
+                raise
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            with open(told, encoding="utf-8") as file:
+                facts = json.load(file)
+            name = facts["name"]
+            served.setdefault(name, facts["was_there"])
+            changes.watch(facts["sources"])
+    return name, process.returncode == 0
 
 
 class _Logs:
@@ -258,6 +296,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--host", help="the daemon: unix:PATH or tls:HOST:PORT")
     verbs = top.add_subparsers(dest="verb", required=True)
     deploy = verbs.add_parser("deploy", help="create the pod of FILE.py:NAME, or change it")
+    deploy.add_argument("--tell", help=argparse.SUPPRESS)  # a file where `serve` reads what was loaded
     deploy.add_argument("--no-wait", action="store_true", help="return when the pod is written down")
     deploy.add_argument("--dry-run", action="store_true", help="build and check only, and print the specification")
     deploy.add_argument("--json", action="store_true", help="print the pod as JSON")
@@ -281,7 +320,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         file, colon, name = options.target.rpartition(":")
         options.file = os.path.abspath(file) + colon + name
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _interrupt)
     try:
         return int(options.run(options, Client(options.host) if options.host else None))
     except UnreachableError as error:

@@ -19,6 +19,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import tree
@@ -31,7 +32,8 @@ Progress = Callable[[str], None]
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _DEFAULT_WORKDIR = "/app"
 _LISTS_VALID_S = 86400
-_KEPT_CODE_LAYERS = 8  # of folders that were added, those that no pod uses
+_KEPT_CODE_LAYERS = 8  # with folders that were added, those that no pod uses
+_KEPT_S = 30 * 86400  # other layers that nobody has used for so long go
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -56,6 +58,7 @@ class _State:
         self.workdir: Optional[str] = None
         self.command: Optional[List[str]] = None
         self.user: Optional[str] = None
+        self.code = False  # an added folder is in it
 
     def place(self) -> str:
         return self.workdir or _DEFAULT_WORKDIR
@@ -110,10 +113,10 @@ def _layer(state: _State, key: str, what: str, progress: Progress, make: Callabl
     """Makes `key` the state's layer, built by make(folder) when it is not there: folder/rootfs must be there afterwards."""
     layers = os.path.join(cache_folder(), "layers")
     place = os.path.join(layers, key)
-    state.key, state.rootfs = key, os.path.join(place, "rootfs")
-    if os.path.isdir(place):
-        if code:
-            os.utime(place)
+    state.key, state.rootfs, state.code = key, os.path.join(place, "rootfs"), state.code or code
+    code = state.code  # each edit makes those above an added folder anew, too
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        os.utime(place)  # when it was last used
         return
     if os.geteuid() != 0:
         raise ThawError("denied", "build", what, "an image has files of other users, which only root can make", "run it as root, or give a finished image")
@@ -122,7 +125,7 @@ def _layer(state: _State, key: str, what: str, progress: Progress, make: Callabl
         if os.path.isdir(place):  # built by another while this one waited
             return
         progress(f"building {what}")
-        work = tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=layers)
+        work = tempfile.mkdtemp(prefix=f".{key}-", dir=layers)
         try:
             make(work)
             with open(os.path.join(work, "layer.json"), "w", encoding="utf-8") as file:
@@ -140,11 +143,27 @@ def _layer(state: _State, key: str, what: str, progress: Progress, make: Callabl
 
 @contextlib.contextmanager
 def _lock(name: str) -> Iterator[None]:
+    with _try_lock(name, 0) as _:
+        yield
+
+
+@contextlib.contextmanager
+def _try_lock(name: str, flags: int = fcntl.LOCK_NB) -> Iterator[Optional[str]]:
+    """The lock's file, or None when somebody else holds it. Who holds it may remove its file."""
     folder = os.path.join(cache_folder(), "locks")
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    with open(os.path.join(folder, name), "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path = os.path.join(folder, name)
+    while True:
+        with open(path, "a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | flags)
+            except BlockingIOError:
+                yield None
+                return
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                continue  # it was removed meanwhile
+            yield path
+            return
 
 
 def _debian(state: _State, step: Step, needs_files: bool, progress: Progress) -> None:
@@ -197,10 +216,13 @@ def _debs() -> str:
 
 def _oci(state: _State, step: Step, needs_files: bool, progress: Progress) -> None:
     reference = _absolute_reference(step.arguments["0"], step.folder)
+    _tool("skopeo", "skopeo")
     if not needs_files:
         state.source = {"image": reference}
+        # The image's own variables are the daemon's to read, but this one gets a folder of ours beside it.
+        config = json.loads(_output(["skopeo", "inspect", "--config", reference], f"look at {reference}")).get("config") or {}
+        state.env.update(entry.split("=", 1) for entry in config.get("Env") or [] if entry.startswith("PYTHONPATH="))
         return
-    _tool("skopeo", "skopeo")
     _tool("umoci", "umoci")
     found = _output(["skopeo", "inspect", "--format", "{{.Digest}}", reference], f"look at {reference}").strip()
     _unpacked(state, _key("oci", found, 1), reference, progress, lambda layout: _run(["skopeo", "copy", reference, f"oci:{layout}:image"], f"fetch {reference}", progress))
@@ -532,7 +554,8 @@ def _inside(below: str, work: str, script: str, env: Mapping[str, str], place: s
         os.mkdir(os.path.join(work, name))
     variables = {"PATH": _PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **env}
     pairs = [word for pair in binds.items() for word in pair]
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _ENTER, "sh", *pairs, "--", "/usr/bin/env", "-i",
+    # A builder that is killed takes it along.
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _ENTER, "sh", *pairs, "--", "/usr/bin/env", "-i",
                *(f"{name}={value}" for name, value in variables.items()), "/bin/sh", "-ec", 'mkdir -p "$0" && cd "$0" && exec /bin/sh -c "$1"', place, script]  # fmt: skip
     _run(command, what, progress, env={**os.environ, "BELOW": below, "WORK": work})
     root = os.path.join(work, "rootfs")
@@ -631,6 +654,8 @@ def helpers_folder() -> str:
     names = sorted(name for name in os.listdir(package) if name.endswith(".py") or name == "py.typed")
     key = _key("helpers", [[name, tree.file_digest(os.path.join(package, name))] for name in names])
     place = os.path.join(cache_folder(), "helpers", key)
+    with contextlib.suppress(OSError):
+        os.utime(place)  # when it was last used
     if not os.path.isdir(place):
         os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
         work = tempfile.mkdtemp(prefix=".", dir=os.path.dirname(place))
@@ -654,8 +679,8 @@ def helpers_folder() -> str:
 
 def _remove_unused(place: str) -> None:
     if os.path.isdir(place):
-        doomed = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}-removed")
-        os.rename(place, doomed)  # nobody takes a half removed one for whole
+        doomed = tempfile.mkdtemp(prefix=f".{os.path.basename(place)}-", dir=os.path.dirname(place))
+        os.rename(place, os.path.join(doomed, "layer"))  # nobody takes a half removed one for whole
         _remove_tree(doomed)
     _prune_content()
 
@@ -670,15 +695,26 @@ def _prune_content() -> None:
                 os.rmdir(folder)
 
 
-def prune(client: Client) -> None:
-    """Removes layers of added folders that no pod uses, but for the newest few."""
-    used = {pod["spec"].get("rootfs", "") for pod in client.get("/v1/pods")}
-    found: List[Tuple[float, str]] = []
+def prune(client: Client, kept: int = _KEPT_CODE_LAYERS) -> None:
+    """Removes what no pod uses: layers with added folders but for the newest few, others after a month, and what killed builds left."""
+    pods = [pod["spec"] for pod in client.get("/v1/pods")]
+    used = {spec.get("rootfs", "") for spec in pods} | {mount["source"] for spec in pods for mount in spec.get("mounts", [])}
+    found: Dict[bool, List[Tuple[float, str]]] = {True: [], False: []}
     for place in glob.glob(f"{cache_folder()}/layers/[0-9a-f]*"):
         with contextlib.suppress(OSError, ValueError):
             with open(os.path.join(place, "layer.json"), encoding="utf-8") as file:
-                if json.load(file)["code"] and os.path.join(place, "rootfs") not in used:
-                    found.append((os.stat(place).st_mtime, place))
-    for _, place in sorted(found)[: max(0, len(found) - _KEPT_CODE_LAYERS)]:
+                code = bool(json.load(file)["code"])
+            if os.path.join(place, "rootfs") not in used:
+                found[code].append((os.stat(place).st_mtime, place))
+    old = time.time() - _KEPT_S
+    doomed = [place for _, place in sorted(found[True])[: max(0, len(found[True]) - kept)]] + [place for when, place in found[False] if when < old]
+    for place in [*doomed, *glob.glob(f"{cache_folder()}/layers/.*-*")]:
+        key = os.path.basename(place).lstrip(".").partition("-")[0]
+        with _try_lock(f"layer-{key}") as lock, contextlib.suppress(OSError, ThawError):
+            if lock:  # otherwise it is being built
+                _remove_unused(place) if place in doomed else _remove_tree(place)
+                os.unlink(lock)
+    for place in [*glob.glob(f"{cache_folder()}/helpers/*"), *glob.glob(f"{cache_folder()}/helpers/.*")]:
         with contextlib.suppress(OSError, ThawError):
-            _remove_unused(place)
+            if place not in used and os.stat(place).st_mtime < old:
+                _remove_tree(place)

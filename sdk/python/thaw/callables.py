@@ -72,8 +72,12 @@ def load(name: str, folder: Optional[str] = None, action: str = "load") -> Any:
     except ImportError as error:
         # A module that is there and imports something that is not: the error speaks of that one.
         missing = getattr(error, "name", None) or module_name
-        remedy = "give the folder that it lies in, or correct the name" if module_name.startswith(missing) else f"install {missing}, or import it where it is needed"
+        remedy = "give the folder that it lies in, or correct the name" if module_name == missing or module_name.startswith(f"{missing}.") else f"install {missing}, or import it where it is needed"
         raise InvalidError(action, name, str(error), remedy) from error
+    if folder is not None:
+        file, loaded = os.path.join(folder, *module_name.split(".")) + ".py", getattr(module, "__file__", None)
+        if os.path.exists(file) and not (loaded and os.path.samefile(loaded, file)):
+            raise InvalidError(action, name, f"there is another module '{module_name}', {loaded or 'a part of Python itself'}, which is imported in the place of {file}", "rename the file")
     try:
         return functools.reduce(getattr, attribute.split("."), module)
     except AttributeError:

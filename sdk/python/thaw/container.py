@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, List, NamedTuple, Optional, TypeVar
 
 from .errors import InvalidError, ThawError
 
@@ -101,7 +101,7 @@ def ready() -> None:
     os.makedirs(workers, exist_ok=True)
     if os.stat(workers).st_uid == os.geteuid():
         os.chmod(workers, 0o1777)  # workers may be of several users, and umask is the program's
-    lock = os.open(f"{workers}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(workers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a lock file would be one user's
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for entry in os.listdir(workers):
@@ -210,8 +210,7 @@ def _beat_for_gunicorn() -> None:
 
 # --- on_restore ---
 
-_callbacks: List[Callable[[], Any]] = []
-_done: Dict[Callable[[], Any], str] = {}  # function → generation that it was called in
+_callbacks: List[List[Any]] = []  # a function, and the generation that it was called in
 _lock = threading.RLock()
 _watcher: Optional[threading.Thread] = None
 
@@ -231,8 +230,7 @@ def on_restore(function: _Function) -> _Function:
     if not inside():
         return function
     with _lock:
-        _callbacks.append(function)
-        _done[function] = identity().generation
+        _callbacks.append([function, identity().generation])
         _start_watcher()
     return function
 
@@ -258,14 +256,15 @@ def _run_callbacks() -> None:
             generation = identity().generation
         except (OSError, ValueError, ThawError):
             return  # in the middle of its replacement: we are called again
-        for function in _callbacks:
-            if _done[function] == generation:
+        for entry in list(_callbacks):
+            function, called_in = entry
+            if called_in == generation:
                 continue
-            _done[function] = generation
+            entry[1] = generation
             try:
                 function()
-            except Exception:  # noqa: BLE001: the next one may matter more
-                print(f"thaw: on_restore function {function.__qualname__} failed", file=sys.stderr)
+            except (Exception, SystemExit):  # noqa: BLE001: the next one may matter more
+                print(f"thaw: on_restore function {getattr(function, '__qualname__', repr(function))} failed", file=sys.stderr)
                 traceback.print_exc()
                 sys.stderr.flush()
 

@@ -371,8 +371,11 @@ class Pod:
                 self.client.post(f"{self._path}/scale", {"replicas": wanted})
             if wait or more is not None:
                 pod = self._wait_ready(pod["version"], end, progress, result["last_event"])
-        build.prune(self.client)
         notes = list(result["warnings"])
+        try:
+            build.prune(self.client)
+        except (OSError, ThawError) as error:  # the pod is deployed all the same
+            notes.append(f"what is not used any more could not be removed: {error}")
         checkpoint = pod["checkpoint"]
         if checkpoint["enabled"] and not checkpoint["effective"] and not notes:
             notes.append(f"no checkpoints: {checkpoint['reason']}")
