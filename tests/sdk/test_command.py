@@ -151,8 +151,19 @@ def test_wheel_and_install(daemon):
     done = subprocess.run([prefix / "bin/thaw", "init", daemon.data / "from-install"], env=env, capture_output=True, text=True, check=False, timeout=60)
     equal(done.returncode, 0, f"thaw init, installed: {done.stderr}")
     check((prefix / "include/thaw.h").exists() and (prefix / "lib/thaw/node/index.js").exists(), "the C header and the node module are not installed")
-    paths = list(prefix.glob("lib/python3*/dist-packages/thaw.pth"))
-    check(paths and os.path.isdir(os.path.join(paths[0].read_text().strip(), "thaw")), "the .pth file leads nowhere")
+
+
+def test_installed_where_python_looks(daemon):
+    """`make install` for /usr/local and /usr, seen from a mount namespace where nothing of this host's is changed: python3 finds the package."""
+    build = os.path.dirname(daemon.binary)
+    for prefix in ("/usr/local", "/usr"):
+        work = daemon.data / prefix.replace("/", "-")
+        (work / "upper").mkdir(parents=True)
+        (work / "work").mkdir()
+        script = (f"mount -t overlay overlay -o lowerdir={prefix},upperdir={work}/upper,workdir={work}/work {prefix} && cmake --install {build} --prefix {prefix} >{work}/log && "
+                  "cd / && exec env -u PYTHONPATH /usr/bin/python3 -c 'import thaw; print(thaw.__file__)'")  # fmt: skip
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+        equal(done.stdout.strip(), f"{prefix}/lib/thaw/python/thaw/__init__.py", f"what python3 imports after an install into {prefix} ({done.stderr})")
 
 
 if __name__ == "__main__":
