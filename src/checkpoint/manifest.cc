@@ -22,16 +22,6 @@ namespace {
 
 constexpr int kVersion = 1;
 
-std::string mac_of(const std::string& text, const std::string& key) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  ::HMAC(::EVP_sha256(), key.data(), static_cast<int>(key.size()),
-         reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest, &length);
-  std::string hex;
-  for (unsigned i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
-  return hex;
-}
-
 Manifest from_json(const nlohmann::json& json) {
   Manifest manifest;
   json.at("id").get_to(manifest.id);
@@ -111,6 +101,21 @@ void check_names(const Manifest& manifest, const std::string& directory) {
 
 }  // namespace
 
+std::string mac_of(std::string_view text, const std::string& key) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned length = 0;
+  ::HMAC(::EVP_sha256(), key.data(), static_cast<int>(key.size()),
+         reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest, &length);
+  std::string hex;
+  for (unsigned i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
+  return hex;
+}
+
+bool mac_fits(const std::string& mac, std::string_view bytes, const std::string& key) {
+  std::string right = mac_of(bytes, key);
+  return mac.size() == right.size() && ::CRYPTO_memcmp(mac.data(), right.data(), mac.size()) == 0;
+}
+
 nlohmann::json to_json(const Manifest& manifest) {
   nlohmann::json files = nlohmann::json::array();
   for (const auto& file : manifest.files)
@@ -174,34 +179,20 @@ void seal(Manifest& manifest, const std::string& directory, const std::string& k
   write_signed(directory + "/manifest.json", to_json(manifest), key);
 }
 
-void write_signed(const std::string& path, nlohmann::json json, const std::string& key,
-                  const std::string& subject) {
-  json["mac"] = mac_of(subject + json.dump(), key);
+void write_signed(const std::string& path, nlohmann::json json, const std::string& key) {
+  json["mac"] = mac_of(json.dump(), key);
   write_file_atomic(path, json.dump(1));
 }
 
-nlohmann::json read_signed(const std::string& path, const std::string& key,
-                           const std::string& subject) {
+nlohmann::json read_signed(const std::string& path, const std::string& key) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return nullptr;
   nlohmann::json json = nlohmann::json::parse(read_file(path, 16u << 20), nullptr, false);
   if (!json.is_object() || !json.contains("mac") || !json["mac"].is_string()) return nullptr;
   std::string mac = json["mac"];
   json.erase("mac");
-  std::string right = mac_of(subject + json.dump(), key);
-  if (mac.size() != right.size() || ::CRYPTO_memcmp(mac.data(), right.data(), mac.size()) != 0)
-    return nullptr;
+  if (!mac_fits(mac, json.dump(), key)) return nullptr;
   return json;
-}
-
-void write_record(const std::string& directory, const std::string& id, const nlohmann::json& record,
-                  const std::string& key) {
-  write_signed(directory + "/record.json", record, key, "record of " + id + " ");
-}
-
-nlohmann::json read_record(const std::string& directory, const std::string& id,
-                           const std::string& key) {
-  return read_signed(directory + "/record.json", key, "record of " + id + " ");
 }
 
 Manifest Verifier::verify(const std::string& directory) {

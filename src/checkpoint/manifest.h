@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -47,19 +48,13 @@ std::string load_mac_key(const std::string& data_dir);
 // atomically. The checkpoint exists from then on.
 void seal(Manifest& manifest, const std::string& directory, const std::string& key);
 
-// A JSON file with a MAC. `subject`: what it is about, where that is not in it; the MAC holds for
-// no other. read_signed: null when absent or not ours.
-void write_signed(const std::string& path, nlohmann::json json, const std::string& key,
-                  const std::string& subject = {});
-nlohmann::json read_signed(const std::string& path, const std::string& key,
-                           const std::string& subject = {});
+// A keyed MAC in hexadecimal digits, and whether one belongs to these bytes.
+std::string mac_of(std::string_view bytes, const std::string& key);
+bool mac_fits(const std::string& mac, std::string_view bytes, const std::string& key);
 
-// What is learnt after sealing lies beside the manifest, as an object, null when there is none. It
-// is of this checkpoint alone.
-void write_record(const std::string& directory, const std::string& id, const nlohmann::json& record,
-                  const std::string& key);
-nlohmann::json read_record(const std::string& directory, const std::string& id,
-                           const std::string& key);
+// A JSON file with a MAC. read_signed: null when absent or not ours.
+void write_signed(const std::string& path, nlohmann::json json, const std::string& key);
+nlohmann::json read_signed(const std::string& path, const std::string& key);
 
 // Checks checkpoints before anything in them is used. Remembers what it has hashed (by device,
 // inode, size and times), so that only the first restore after the daemon's start reads the memory

@@ -145,19 +145,5 @@ TEST_F(ManifestTest, NumbersThatCannotBe) {
   }
 }
 
-TEST_F(ManifestTest, ARecordIsOfOneCheckpoint) {
-  nlohmann::json record{{"start", {{1, 4096, 8192}}}};
-  write_record(directory_, "c0ffee", record, key_);
-  EXPECT_EQ(read_record(directory_, "c0ffee", key_), record);
-  EXPECT_TRUE(read_record(directory_, "decade", key_).is_null());
-  EXPECT_TRUE(read_record(directory_, "c0ffee", std::string(32, 'x')).is_null());
-  // Nor is it a manifest, nor a manifest a record.
-  EXPECT_TRUE(read_signed(at("record.json"), key_).is_null());
-  std::filesystem::copy_file(at("manifest.json"), at("record.json"),
-                             std::filesystem::copy_options::overwrite_existing);
-  EXPECT_TRUE(read_record(directory_, "c0ffee", key_).is_null());
-  EXPECT_EQ(verify(), "");
-}
-
 }  // namespace
 }  // namespace thaw::checkpoint

@@ -29,7 +29,6 @@ constexpr int kRegistrationRetryMs = 1;
 constexpr std::uint64_t kBackgroundBatch = 512 << 10;
 constexpr int kBackgroundPauseMs = 10;
 
-constexpr std::uint64_t kGap = 4 * kPageSize;
 // The last page of a process's address space, above every stack: asking for it changes nothing.
 constexpr std::uint64_t kNeverMapped = 0x7fffffffe000;
 
@@ -47,21 +46,10 @@ void wake(const Fd& uffd, std::uint64_t address) {
 
 }  // namespace
 
-std::vector<TouchedRange> merge_ranges(std::vector<TouchedRange> ranges) {
-  std::sort(ranges.begin(), ranges.end(), [](const TouchedRange& a, const TouchedRange& b) {
-    return a.pid != b.pid ? a.pid < b.pid : a.address < b.address;
-  });
-  std::vector<TouchedRange> merged;
-  for (const TouchedRange& range : ranges) {
-    if (!merged.empty() && merged.back().pid == range.pid &&
-        range.address <= merged.back().address + merged.back().length + kGap) {
-      TouchedRange& last = merged.back();
-      last.length = std::max(last.length, range.address + range.length - last.address);
-    } else {
-      merged.push_back(range);
-    }
-  }
-  return merged;
+bool userfaultfd_ended(int fd) {
+  struct uffdio_zeropage probe {};
+  probe.range = {kNeverMapped, kPageSize};
+  return ::ioctl(fd, UFFDIO_ZEROPAGE, &probe) < 0 && errno == ESRCH;
 }
 
 struct PageService::PagesFile {
@@ -285,7 +273,7 @@ void PageService::fault(Space& space, std::uint64_t address) {
     std::scoped_lock lock(mutex_);
     ++stats_.faults;
     if (piece) stats_.fault_pages += piece->length / kPageSize;
-    if (piece && space.recorded && touched_.size() < kMostTouched)
+    if (piece && recording_ && space.recorded && touched_.size() < kMostTouched)
       touched_.push_back({space.pid, address, kPageSize});
   }
   if (!piece) {
@@ -358,10 +346,7 @@ void PageService::forget_dead() {
   if (spaces_.size() < prune_at_) return;
   for (auto at = spaces_.begin(); at != spaces_.end();) {
     Space& space = *at->second;
-    struct uffdio_zeropage probe {};
-    probe.range = {kNeverMapped, kPageSize};
-    space.gone =
-        space.gone || (::ioctl(space.fd.get(), UFFDIO_ZEROPAGE, &probe) < 0 && errno == ESRCH);
+    space.gone = space.gone || userfaultfd_ended(at->first);
     at = space.gone ? drop(at) : std::next(at);
   }
   prune_at_ = std::max<std::size_t>(16, 2 * spaces_.size());
@@ -372,22 +357,22 @@ void PageService::forget_dead() {
 bool PageService::copy_ahead() {
   std::uint64_t copied = 0;
   bool good = true;
-  while (ahead_ < working_set_.size() && copied < kBatch) {
-    TouchedRange& range = working_set_[ahead_];
+  while (good && ahead_ < working_set_.size() && copied < kBatch) {
+    const TouchedRange& range = working_set_[ahead_];
     auto space = by_pid_.find(range.pid);
     if (space == by_pid_.end()) {
       // Not announced yet, or gone already.
       good = !restoring();
-      if (!good) break;
+      ahead_ += good;
+      continue;
+    }
+    auto piece = space->second->unread.next(range.address, range.address + range.length);
+    if (!piece) {
       ++ahead_;
       continue;
     }
-    std::uint64_t part = std::min(range.length, kBatch);
-    good = copy(*space->second, range.address, part, &copied) != Copied::kLater;
-    if (!good) break;
-    range.address += part;
-    range.length -= part;
-    if (range.length == 0) ++ahead_;
+    std::uint64_t part = std::min(piece->length, kBatch);
+    good = copy(*space->second, piece->address, part, &copied) != Copied::kLater;
   }
   std::scoped_lock lock(mutex_);
   stats_.ahead_pages += copied / kPageSize;
@@ -406,10 +391,10 @@ void PageService::copy_rest(std::uint64_t most) {
 }
 
 void PageService::serve() {
-  bool draining = false, waiting = false;
+  bool draining = false, resting = false, waiting = false;
   for (;;) {
     bool ahead = ahead_ < working_set_.size() && !spaces_.empty();
-    bool leisure = background_ && !ahead && !restoring() && !spaces_.empty();
+    bool leisure = background_ && !resting && !ahead && !restoring() && !spaces_.empty();
     epoll_event events[64];
     int ready = ::epoll_wait(epoll_.get(), events, 64,
                              draining || (ahead && !waiting) ? 0
@@ -426,6 +411,7 @@ void PageService::serve() {
         std::scoped_lock lock(mutex_);
         if (closing_) return;
         draining = draining_;
+        resting = resting_;
       } else if (fd == listener_.get()) {
         int accepted = ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC);
         if (accepted < 0) continue;
@@ -471,9 +457,17 @@ bool PageService::drain(Deadline deadline) {
   return drained_;
 }
 
-std::vector<TouchedRange> PageService::touched() {
+std::vector<TouchedRange> PageService::touched(bool last) {
   std::scoped_lock lock(mutex_);
-  return touched_;
+  if (!last) return touched_;
+  exact_ = recording_ = false;
+  return std::exchange(touched_, {});
+}
+
+void PageService::rest(bool on) {
+  std::scoped_lock lock(mutex_);
+  resting_ = on;
+  signal_event(wake_);
 }
 
 PageServiceStats PageService::stats() {

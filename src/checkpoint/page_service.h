@@ -17,20 +17,14 @@
 #include <vector>
 
 #include "checkpoint/page_index.h"
+#include "checkpoint/record.h"
 #include "util/clock.h"
 #include "util/fd.h"
 
 namespace thaw::checkpoint {
 
-// A page of a process, as a record of what a start touches. The process id is the image's.
-struct TouchedRange {
-  int pid = 0;
-  std::uint64_t address = 0, length = 0;
-};
-
-// Sorted by process and address; ranges that overlap or lie up to four pages apart become one:
-// copying a few pages too many costs less than a fault.
-std::vector<TouchedRange> merge_ranges(std::vector<TouchedRange> ranges);
+// Whether the process whose memory this userfaultfd is about has ended: there is no event for it.
+bool userfaultfd_ended(int fd);
 
 struct PageServiceStats {
   std::uint64_t faults = 0, fault_pages = 0, ahead_pages = 0, unread_bytes = 0;
@@ -62,8 +56,11 @@ class PageService {
   // Reads everything that is still unread, then lets go of all userfaultfds. After it a dump is
   // whole. False at the deadline.
   bool drain(Deadline deadline);
-  // What was faulted in so far, in order. For the record of the next restore.
-  std::vector<TouchedRange> touched();
+  // What was faulted in so far of what the images hold, in order, a page each. For the record of
+  // the next restore. `last`: nobody asks again, and faults are no longer answered exactly.
+  std::vector<TouchedRange> touched(bool last);
+  // Nothing is read at leisure while it rests.
+  void rest(bool on);
   PageServiceStats stats();
   // Why the service gave up, "" while it is well.
   std::string failure();
@@ -96,7 +93,8 @@ class PageService {
   PageServiceCallbacks callbacks_;
   Fd listener_, connection_, wake_, epoll_;
   std::vector<TouchedRange> working_set_;
-  bool exact_, background_;
+  std::atomic<bool> exact_;
+  bool background_;
   std::size_t ahead_ = 0;         // next of working_set_
   std::size_t prune_at_ = 16;     // number of spaces at which dead ones are looked for
   std::uint64_t unread_ = 0;      // bytes, of all spaces
@@ -107,7 +105,8 @@ class PageService {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool closing_ = false, draining_ = false, drained_ = false;
+  bool closing_ = false, draining_ = false, drained_ = false, resting_ = false;
+  bool recording_ = true;
   std::string failure_;
   PageServiceStats stats_;
   std::vector<TouchedRange> touched_;

@@ -171,12 +171,20 @@ TEST_F(PageServiceTest, OnlyWhatIsTouchedIsRead) {
 TEST_F(PageServiceTest, ExactlyTheTouchedPagesAreRecordedAndReadAheadLater) {
   begin({}, true);
   for (std::uint64_t page : {5, 6, 300, 310, 402}) EXPECT_EQ(read_word(page), word_of(page));
-  std::vector<TouchedRange> touched = merge_ranges(service->touched());
+  std::vector<TouchedRange> touched = merge_ranges(service->touched(false));
   std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
   ASSERT_EQ(touched.size(), 4u);
   EXPECT_EQ(touched[0].address, start + 5 * P);
   EXPECT_EQ(touched[0].length, 2 * P);
   EXPECT_EQ(touched[3].address, start + 402 * P);
+  // A hole is in no image: reading it ahead would make nothing faster.
+  EXPECT_EQ(read_word(150), 0u);
+  EXPECT_EQ(service->touched(true).size(), 5u);
+  // From then on it is as any other.
+  std::uint64_t before = service->stats().fault_pages;
+  EXPECT_EQ(read_word(450), word_of(450));
+  EXPECT_GT(service->stats().fault_pages, before + 1);
+  EXPECT_TRUE(service->touched(true).empty());
 }
 
 TEST_F(PageServiceTest, TheWorkingSetIsThereWithoutFaults) {
@@ -364,6 +372,18 @@ TEST_F(PageServiceTest, ARangeOfAProcessThatIsGoneHoldsNobodyUp) {
   while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
   EXPECT_EQ(service->stats().ahead_pages, 5u);
   expect_all_right();
+}
+
+TEST_F(PageServiceTest, NothingIsReadAtLeisureWhileItRests) {
+  begin({}, false, true);
+  service->rest(true);
+  EXPECT_EQ(read_word(300), word_of(300));
+  ::usleep(100'000);
+  EXPECT_GT(service->stats().unread_bytes, 0u);
+  service->rest(false);
+  Deadline deadline = Deadline::after_ms(20'000);
+  while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
+  EXPECT_EQ(service->stats().unread_bytes, 0u);
 }
 
 TEST_F(PageServiceTest, ImagesThatMakeNoSenseAreAnError) {

@@ -4,7 +4,6 @@
 
 #include <sstream>
 
-#include "checkpoint/page_service.h"
 #include "lifecycle/condition_kinds.h"
 #include "lifecycle/restore.h"
 #include "util/error.h"
@@ -23,8 +22,6 @@ constexpr std::int64_t kForEver = INT64_MAX / 2;
 constexpr auto kRewritePause = std::chrono::seconds(1);
 constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
 Deadline collect_deadline() { return Deadline::after_ms(10 * 60'000); }
-constexpr std::uint64_t kMostServing = 32 << 20;  // bytes
-constexpr std::size_t kMostRanges = 4000;         // they travel in one message to the shim
 // Left on the disk for the database, logs and what the replicas write themselves.
 constexpr std::uint64_t kReserve = 256u << 20;
 
@@ -161,41 +158,33 @@ UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
                 "it is another one, " + usable.manifest.id);
   for (const std::string& layer : usable.manifest.layers)
     usable.layers.push_back(usable.directory + "/" + layer);
-  nlohmann::json record = checkpoint::read_record(usable.directory, row.id, key_);
-  if (record.is_object()) {
-    for (const char* part : {"start", "serving"})
-      for (auto& range : record.value(part, nlohmann::json::array()))
-        usable.working_set.push_back(std::move(range));
-    usable.served = record.contains("serving");
+  auto record = checkpoint::read_record(usable.directory, row.id, key_);
+  if (record) {
+    usable.served = record->served;
+  } else {
+    // The shim takes it as it is.
+    remove_tree(usable.directory + "/record");
   }
   return usable;
 }
 
-void Checkpoints::learn(const std::string& id, const nlohmann::json& touched, bool serving) {
-  if (touched.empty()) return;
+void Checkpoints::learn(const std::string& id, const std::vector<checkpoint::TouchedRange>& touched,
+                        bool serving) {
   std::string directory = settings_.checkpoint_dir(id);
-  const char* part = serving ? "serving" : "start";
   std::scoped_lock lock(record_mutex_);
   try {
-    nlohmann::json record = checkpoint::read_record(directory, id, key_);
-    if (!record.is_object()) record = nlohmann::json::object();
-    std::vector<checkpoint::TouchedRange> ranges;
+    checkpoint::TouchRecord record =
+        checkpoint::read_record(directory, id, key_).value_or(checkpoint::TouchRecord{});
+    std::vector<checkpoint::TouchedRange>& part = serving ? record.serving : record.start;
     std::uint64_t bytes = 0;
-    for (const auto& range : record.value(part, nlohmann::json::array())) {
-      ranges.push_back({range.at(0), range.at(1), range.at(2)});
-      bytes += ranges.back().length;
-    }
+    for (const auto& range : part) bytes += range.length;
     for (const auto& range : touched) {
-      ranges.push_back({range.at(0), range.at(1), range.at(2)});
-      bytes += ranges.back().length;
-      // One that reads all its memory is not to make every start read it.
-      if (serving && bytes > kMostServing) break;
+      if (serving && bytes >= checkpoint::kMostServing) break;
+      part.push_back(range);
+      bytes += range.length;
     }
-    ranges = checkpoint::merge_ranges(std::move(ranges));
-    if (ranges.size() > kMostRanges / 2) return;
-    nlohmann::json list = nlohmann::json::array();
-    for (const auto& range : ranges) list.push_back({range.pid, range.address, range.length});
-    record[part] = std::move(list);
+    part = checkpoint::merge_ranges(std::move(part));
+    record.served |= serving;
     if (exists(directory + "/manifest.json")) checkpoint::write_record(directory, id, record, key_);
   } catch (const std::exception& error) {
     log::warn("what a start touched could not be written down",
@@ -679,7 +668,8 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
         validate(attempt, *slot, plan, log_dir, cancel.get());
         fault_point("proof.validated", {{"shim", slot->shim_pid}, {"container", attempt.pid}});
       }
-      if (attempt.end.phase == RestorePhase::kValidated) learn(id, touched_memory(*slot), false);
+      if (attempt.end.phase == RestorePhase::kValidated)
+        if (auto touched = touched_memory(*slot, false)) learn(id, *touched, false);
     } catch (const Error& error) {
       attempt.end.error = error.code();
       attempt.end.reason = error.what();

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "checkpoint/manifest.h"
+#include "checkpoint/record.h"
 #include "lifecycle/host.h"
 #include "lifecycle/outcome.h"
 #include "lifecycle/plan.h"
@@ -26,11 +27,8 @@ struct UsableCheckpoint {
   checkpoint::Manifest manifest;
   std::string directory;
   std::vector<std::string> layers;  // absolute, topmost first
-  // [[pid, address, length]]: what starts from it touched before, until they were ready, then in
-  // their first moments of service.
-  nlohmann::json working_set = nlohmann::json::array();
-  bool served = false;        // the record has such moments
-  std::shared_ptr<void> pin;  // its files stay as long as this lives
+  bool served = false;              // its record knows the first moments of service
+  std::shared_ptr<void> pin;        // its files stay as long as this lives
 };
 
 // The right to dump one fingerprint, and the place for it.
@@ -83,9 +81,10 @@ class Checkpoints {
   // written now is written later.
   void dump_failed(const DumpTicket& ticket, const std::string& reason, bool count) noexcept;
 
-  // What a start from it touched, in that order, beyond what was known: later restores read it
-  // ahead. `serving`: after it was ready. A hint, never needed.
-  void learn(const std::string& id, const nlohmann::json& touched, bool serving);
+  // What a start from it touched beyond what was known: later restores read it ahead. `serving`:
+  // after it was ready. A hint, never needed.
+  void learn(const std::string& id, const std::vector<checkpoint::TouchedRange>& touched,
+             bool serving);
 
   // Neither this nor what follows throws: what cannot be written is logged, and the replica goes
   // on.

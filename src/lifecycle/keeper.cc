@@ -10,13 +10,15 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "checkpoint/page_service.h"
 #include "util/error.h"
 
 namespace thaw::lifecycle {
 namespace {
 
-// In the keeper: its socket, the cgroup's file, and from here on what it holds.
+// In the keeper: its socket, the cgroup's files, and from here on what it holds.
 constexpr int kSocket = 3, kProcs = 4, kThawing = 5, kFirstHeld = 6;
+constexpr int kFirstPrune = 16;
 
 // Kills what the cgroup holds until it is empty. Only plain system calls: this is a forked child.
 void kill_group(int procs) {
@@ -43,11 +45,27 @@ int open_at(int wanted, const char* file, int flags) {
   return moved;
 }
 
+// What is held of processes that have ended pins their memory. The number of the others.
+int let_go_of_ended(int last) {
+  int held = 0;
+  for (int fd = kFirstHeld; fd <= last; ++fd) {
+    if (::fcntl(fd, F_GETFD) < 0) continue;
+    if (checkpoint::userfaultfd_ended(fd))
+      ::close(fd);
+    else
+      ++held;
+  }
+  return held;
+}
+
 [[noreturn]] void keep(int socket, const char* procs_file, const char* thawing_file,
                        const char* thawed) {
   ::prctl(PR_SET_NAME, "thaw-keeper", 0, 0, 0);
   int procs = open_at(kProcs, procs_file, O_RDONLY);
   int thawing = open_at(kThawing, thawing_file, O_WRONLY);
+  // Where nothing thaws the number is taken all the same: what is held comes after it.
+  if (procs < 0 || (thawing < 0 && ::dup2(procs, kThawing) < 0)) ::_exit(1);
+  int held = 0, last = kFirstHeld - 1, prune_at = kFirstPrune;
   for (;;) {
     char byte;
     iovec data{&byte, 1};
@@ -62,10 +80,18 @@ int open_at(int wanted, const char* file, int flags) {
     if (n < 0 && errno == EINTR) continue;
     if (n == 1 && byte == 'q') ::_exit(0);
     if (n == 1 && byte == 'd') ::close_range(kFirstHeld, ~0u, 0);
-    if (n <= 0) break;
+    // One that could not be taken (no number for it is left) would read zeros: then the end is now.
+    if (n <= 0 || (message.msg_flags & MSG_CTRUNC)) break;
+    if (byte != 'h') continue;
+    int fd;
+    std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    last = fd > last ? fd : last;
+    if (++held < prune_at) continue;
+    held = let_go_of_ended(last);
+    prune_at = 2 * held > kFirstPrune ? 2 * held : kFirstPrune;
   }
   if (thawing >= 0 && ::write(thawing, thawed, std::strlen(thawed)) < 0) ::close(thawing);
-  if (procs >= 0) kill_group(procs);
+  kill_group(procs);
   ::_exit(0);
 }
 

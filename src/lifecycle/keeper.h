@@ -19,7 +19,8 @@ class Keeper {
                       const std::pair<std::string, std::string>& thawing);
   void hold(int fd) const;  // passes a duplicate; throws when the keeper is gone
   void let_go() const;      // closes all it holds: the memory is whole
-  void dismiss();           // the replica has ended: the keeper goes without killing anything
+  int socket() const { return socket_.get(); }  // readable for ever once it is gone
+  void dismiss();  // the replica has ended: the keeper goes without killing anything
   explicit operator bool() const { return static_cast<bool>(socket_); }
 
  private:

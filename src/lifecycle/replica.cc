@@ -629,8 +629,10 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
               {{"replica", row_.id}, {"log", result.value("log_tail", "")}});
   } catch (const Error& error) {
     *failure = std::string("it could not be checkpointed: ") + error.what();
-    // A host that had no room or time says nothing about the program.
-    count = error.code() != Code::kExhausted && error.code() != Code::kUnavailable;
+    // A host that had no room or time, or a user who is at work in it, says nothing about the
+    // program.
+    count = error.code() != Code::kExhausted && error.code() != Code::kUnavailable &&
+            error.code() != Code::kConflict;
   }
   if (!ticket) return;
   services_.checkpoints.dump_failed(*ticket, *failure, count && !stop_asked());
@@ -666,6 +668,8 @@ void Replica::open_gate(const char* outcome, const std::string& message) {
 void Replica::serve() {
   // Of a restored one it is to be seen whether it lives on.
   bool on_trial = !adopted_ && row_.started_from != "cold";
+  // One that is taken over is not recorded any more.
+  if (adopted_ && row_.started_from != "cold") touched_memory(*slot_, true);
   Deadline trial = on_trial ? Deadline::after_us(kSettledUs) : Deadline::never();
   for (;;) {
     pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
@@ -683,9 +687,9 @@ void Replica::serve() {
     // Also of one that is stopped before that: a pod of short-lived replicas learns, too.
     if (learn_until_us_ && (monotonic_us() >= learn_until_us_ || stop_asked())) {
       learn_until_us_ = 0;
-      nlohmann::json touched = touched_memory(*slot_);
-      if (learn_anything_ || touched.size() > kWorthLearning)
-        services_.checkpoints.learn(row_.started_from, touched, true);
+      auto touched = touched_memory(*slot_, true);
+      if (touched && (learn_anything_ || touched->size() > kWorthLearning))
+        services_.checkpoints.learn(row_.started_from, *touched, true);
     }
     if (!fds[0].revents) continue;
     clear_event(wake_);

@@ -7,6 +7,7 @@
 #include "lifecycle/condition.h"
 #include "lifecycle/slot_target.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/log.h"
 
 namespace thaw::lifecycle {
@@ -57,11 +58,13 @@ std::optional<std::string> run_hook(Slot& slot, const char* name,
   }
 }
 
-nlohmann::json touched_memory(Slot& slot) {
+std::optional<std::vector<checkpoint::TouchedRange>> touched_memory(Slot& slot, bool serving) {
   try {
-    return slot.shim->call({{"op", "touched"}}, Deadline::after_ms(2000)).at("ranges");
-  } catch (const Error&) {
-    return nlohmann::json::array();
+    slot.shim->call({{"op", "touched"}, {"serving", serving}}, Deadline::after_ms(5000));
+    return checkpoint::decode_ranges(read_file(slot.paths.touched()));
+  } catch (const Error& error) {
+    log::warn("what a start touched is not known", {{"slot", slot.name}, {"error", error.what()}});
+    return std::nullopt;
   }
 }
 
@@ -84,10 +87,8 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
                          {"memory", memory_way(plan.spec.checkpoint.memory)},
                          {"link", !proof},
                          {"stopped", purpose == Purpose::kStopped},
-                         {"working_set", checkpoint.working_set},
                          // These make the record: the proof of what a start needs, the first that
-                         // serves of what its
-                         // first requests need.
+                         // serves of what its first requests need.
                          {"exact", proof || !checkpoint.served},
                          {"timeout_us", restore_timeout_us(checkpoint.manifest)},
                          {"log_level", criu_log_level()}},

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "checkpoint/record.h"
 #include "lifecycle/checkpoints.h"
 #include "lifecycle/outcome.h"
 #include "lifecycle/plan.h"
@@ -40,9 +43,9 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
 std::optional<std::string> run_hook(Slot& slot, const char* name,
                                     const std::vector<std::string>& argv, int cancel_fd);
 
-// What the replica in this slot has faulted in so far: [[pid, address, length]]. Empty when it was
-// not restored lazily.
-nlohmann::json touched_memory(Slot& slot);
+// What the replica in this slot has faulted in so far; nothing when it was not restored lazily.
+// `serving`: it serves, and nobody asks again. nullopt when it cannot be had.
+std::optional<std::vector<checkpoint::TouchedRange>> touched_memory(Slot& slot, bool serving);
 
 // Time an attempt may take: grows with the memory that must be read.
 std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest);

@@ -21,6 +21,7 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/obstacles.h"
 #include "checkpoint/page_service.h"
+#include "checkpoint/record.h"
 #include "lifecycle/container_log.h"
 #include "lifecycle/keeper.h"
 #include "lifecycle/shim_protocol.h"
@@ -108,6 +109,7 @@ class Shim {
   json prepare(const json& request, std::vector<Fd>& descriptors);
   json start_cold(const json& request);
   json restore(const json& request);
+  json touched(const json& request);
   json rest();
   json take(const json& request);
   json dump(const json& request);
@@ -120,12 +122,16 @@ class Shim {
   void announce(const json& request);
   void destroy();
   void kill_container();
+  void keeper_ended();
 
   void handle(Message message);
   void answer(const json& id, const std::function<json()>& work);
   void on_thread(const json& id, std::function<void()> work);
   void send(const json& body, const std::vector<int>& descriptors = {});
   void begin(Stage from, Stage to, const char* what);
+  checkpoint::Swrk prepared_criu(PhaseList& phases);
+  void use_criu(checkpoint::Swrk* criu);
+  std::shared_ptr<checkpoint::PageService> pages();
   void took_init(Process init);
   void watch(int fd, std::function<void()> on_event);
   void unwatch(int fd);
@@ -148,9 +154,7 @@ class Shim {
   Fd stdin_, stdout_, stderr_;      // our ends; stdin is the read end, it has no writer
   Fd stdout_child_, stderr_child_;  // the container's ends, until it has them
   std::vector<std::string> pipes_;  // "pipe:[inode]" of the three
-  std::optional<checkpoint::Swrk> swrk_;
   Keeper keeper_;
-  std::unique_ptr<checkpoint::PageService> pages_;
   runtime::ContainerSpec spec_;
   ContainerLog log_;
   std::map<int, std::function<void()>> handlers_;
@@ -161,8 +165,14 @@ class Shim {
 
   std::mutex mutex_;  // guards what follows
   Stage stage_ = Stage::kPreparing;
-  bool dumping_ = false;
-  std::condition_variable dump_over_;
+  std::optional<checkpoint::Swrk> swrk_;     // waits for its request
+  checkpoint::Swrk* criu_in_use_ = nullptr;  // works on it
+  std::shared_ptr<checkpoint::PageService> pages_;
+  std::string keeper_failure_;
+  bool dumping_ = false, destroying_ = false;
+  int entering_ = 0;  // programs that are on their way into the container
+  int working_ = 0;   // operations that run on a thread of their own
+  std::condition_variable work_over_;
   std::optional<Process> init_;
   int init_pid_ = 0;
   std::optional<ExitStatus> exit_;
@@ -204,6 +214,9 @@ int Shim::run() {
       }
     }
   }
+  std::scoped_lock lock(mutex_);
+  // An operation that does not end must not find its shim gone from under it.
+  if (working_ > 0) ::_exit(1);
   return 0;
 }
 
@@ -240,10 +253,22 @@ void Shim::answer(const json& id, const std::function<json()>& work) {
   send(reply);
 }
 
+// Long operations run on a thread of their own, so that the loop goes on moving output and hears a
+// kill.
 void Shim::on_thread(const json& id, std::function<void()> work) {
+  auto count = [this](int change) {
+    std::scoped_lock lock(mutex_);
+    working_ += change;
+    work_over_.notify_all();
+  };
+  count(1);
   try {
-    std::thread(std::move(work)).detach();
+    std::thread([count, work = std::move(work)] {
+      work();
+      count(-1);
+    }).detach();
   } catch (const std::system_error& error) {
+    count(-1);
     answer(id, [&]() -> json {
       throw Error(Code::kExhausted, "start a thread", "", error.what(),
                   "let the host or Thaw's cgroup have more processes");
@@ -251,8 +276,6 @@ void Shim::on_thread(const json& id, std::function<void()> work) {
   }
 }
 
-// Long operations run on a thread of their own, so that the loop goes on moving output and hears a
-// kill.
 void Shim::handle(Message message) {
   json request = std::move(message.body);
   json id = request.value("id", json());
@@ -278,7 +301,7 @@ void Shim::handle(Message message) {
     // For a daemon that takes over in the middle of a dump.
     later([this] {
       std::unique_lock lock(mutex_);
-      dump_over_.wait(lock, [this] { return !dumping_; });
+      work_over_.wait(lock, [this] { return !dumping_; });
       return json::object();
     });
   } else if (operation == "execute") {
@@ -317,13 +340,7 @@ void Shim::handle(Message message) {
       return json::object();
     });
   } else if (operation == "touched") {
-    answer(id, [&] {
-      json list = json::array();
-      if (pages_)
-        for (const auto& range : pages_->touched())
-          list.push_back({range.pid, range.address, range.length});
-      return json{{"ranges", list}};
-    });
+    later([this, request] { return touched(request); });
   } else if (operation == "announce") {
     answer(id, [&] {
       announce(request);
@@ -373,6 +390,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   cgroup_->create();
   fault("shim.prepare.cgroup");
   keeper_ = Keeper::start(cgroup_->procs_files().front(), cgroup_->thawing());
+  watch(keeper_.socket(), [this] { keeper_ended(); });
 
   Fd writer;
   std::tie(stdin_, writer) = Fd::pipe();
@@ -479,20 +497,86 @@ void Shim::lost_daemon() {
 
 void Shim::destroy() {
   fault("shim.destroy.begun");
-  keeper_.dismiss();
-  if (swrk_) {
-    swrk_->kill();
-    swrk_.reset();
+  {
+    std::scoped_lock lock(mutex_);
+    destroying_ = true;
+    if (swrk_) swrk_->kill();
+    if (criu_in_use_) criu_in_use_->kill();
+  }
+  bool empty = !cgroup_ || cgroup_->kill_all(Deadline::after_ms(10'000));
+  {
+    // What is in the middle of something has lost its CRIU or its container, and ends.
+    std::unique_lock lock(mutex_);
+    work_over_.wait_for(lock, std::chrono::seconds(10), [this] { return working_ == 0; });
+    if (working_ == 0) swrk_.reset();
   }
   if (!cgroup_) return;
-  cgroup_->kill_all(Deadline::after_ms(10'000));
+  empty = cgroup_->kill_all(Deadline::after_ms(10'000)) && empty;
   fault("shim.destroy.killed");
+  // Not before: while anything lives, memory that nobody serves any more would read as zeros. Where
+  // something does live, the keeper goes on with it.
+  if (keeper_) unwatch(keeper_.socket());
+  if (empty) {
+    {
+      std::scoped_lock lock(mutex_);
+      pages_.reset();
+    }
+    keeper_.dismiss();
+  }
   cgroup_->remove();
+}
+
+// With it goes what makes faults wait if this process dies. A slot without one is not used; a
+// replica that has unread memory is not left without one.
+void Shim::keeper_ended() {
+  unwatch(keeper_.socket());
+  std::shared_ptr<checkpoint::PageService> pages = this->pages();
+  {
+    std::scoped_lock lock(mutex_);
+    keeper_failure_ = "the process that keeps its page faults waiting has ended";
+    if (stage_ == Stage::kPreparing || stage_ == Stage::kPrepared) done_ = true;
+  }
+  if (done_)
+    destroy();
+  else if (pages && pages->stats().spaces > 0)
+    kill_container();
 }
 
 void Shim::kill_container() {
   cgroup_->freeze(false, Deadline::after_us(0));
   for (int pid : cgroup_->pids()) ::kill(pid, SIGKILL);
+}
+
+std::shared_ptr<checkpoint::PageService> Shim::pages() {
+  std::scoped_lock lock(mutex_);
+  return pages_;
+}
+
+// The CRIU that waits, or another.
+checkpoint::Swrk Shim::prepared_criu(PhaseList& phases) {
+  {
+    std::scoped_lock lock(mutex_);
+    std::optional<checkpoint::Swrk> waiting = std::exchange(swrk_, std::nullopt);
+    if (waiting && waiting->running()) return std::move(*waiting);
+  }
+  std::int64_t at = monotonic_us();
+  ProcessOptions options;
+  options.join_cgroups = cgroup_->procs_files();
+  options.descriptors = {{stdin_.get(), kSwrkStdin},
+                         {stdout_child_.get(), kSwrkStdout},
+                         {stderr_child_.get(), kSwrkStderr}};
+  checkpoint::Swrk started = checkpoint::Swrk::start(criu_, options);
+  phases.add("start criu", at);
+  return started;
+}
+
+// The one that works on it, or none any more: it is killed when the slot goes, so that whoever
+// waits for its answer has one.
+void Shim::use_criu(checkpoint::Swrk* criu) {
+  std::scoped_lock lock(mutex_);
+  if (criu && destroying_)
+    throw Error(Code::kCancelled, "use slot", paths_.dir, "it is being removed");
+  criu_in_use_ = criu;
 }
 
 std::string Shim::cgroup_mount() const {
@@ -536,8 +620,10 @@ json Shim::start_cold(const json& request) {
   begin(Stage::kPrepared, Stage::kBusy, "start container");
   PhaseList phases;
   std::int64_t at = monotonic_us();
-  if (swrk_) {  // it was for a restore, and the runtime refuses a cgroup with a process in it
-    swrk_->kill();
+  {
+    // It was for a restore, and the runtime refuses a cgroup with a process in it.
+    std::scoped_lock lock(mutex_);
+    if (swrk_) swrk_->kill();
     swrk_.reset();
   }
   spec_ = runtime::container_from_json(request.at("spec"));
@@ -622,33 +708,26 @@ json Shim::restore(const json& request) {
     if (exists(directory + "/" + name)) store::copy_tree(directory + "/" + name, to);
   runtime::prepare_rootfs(spec_, paths_);
   runtime::write_inside(paths_, "restored", "");
-  fault("shim.restore.mounts", {"criu", swrk_ ? swrk_->pid() : 0});
   phases.add("mounts", at);
 
-  if (!swrk_ || !swrk_->running()) {
-    at = monotonic_us();
-    ProcessOptions options;
-    options.join_cgroups = cgroup_->procs_files();
-    options.descriptors = {{stdin_.get(), kSwrkStdin},
-                           {stdout_child_.get(), kSwrkStdout},
-                           {stderr_child_.get(), kSwrkStderr}};
-    swrk_.emplace(checkpoint::Swrk::start(criu_, options));
-    phases.add("start criu", at);
-  }
+  checkpoint::Swrk swrk = prepared_criu(phases);
+  use_criu(&swrk);
+  Finally no_longer([this] { use_criu(nullptr); });
+  fault("shim.restore.mounts", {"criu", swrk.pid()});
   at = monotonic_us();
   Fd images = Fd::open(directory + "/images", O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
   bool lazy = request.at("memory") != "eager";
   if (lazy) {
-    std::vector<checkpoint::TouchedRange> working_set;
-    for (const json& range : request.value("working_set", json::array()))
-      working_set.push_back({range.at(0), range.at(1), range.at(2)});
-    pages_ = std::make_unique<checkpoint::PageService>(
-        directory + "/images", paths_.criu_work(), std::move(working_set),
+    auto pages = std::make_shared<checkpoint::PageService>(
+        directory + "/images", paths_.criu_work(), checkpoint::read_working_set(directory),
         request.value("exact", false), request.at("memory") == "background",
         checkpoint::PageServiceCallbacks{[this](int fd) { keeper_.hold(fd); },
                                          [this] { keeper_.let_go(); },
                                          [this](const std::string&) { kill_container(); }});
+    if (request.value("stopped", false)) pages->rest(true);
+    std::scoped_lock lock(mutex_);
+    pages_ = std::move(pages);
   }
   checkpoint::RestoreRequest criu;
   criu.lazy = lazy;
@@ -665,28 +744,27 @@ json Shim::restore(const json& request) {
   constexpr int numbers[] = {kSwrkStdin, kSwrkStdout, kSwrkStderr};
   for (std::size_t i = 0; i < 3; ++i)
     criu.inherit.emplace_back(request.at("pipes").at(i), numbers[i]);
-  fault("shim.restore.asked", {"criu", swrk_->pid()});
+  fault("shim.restore.asked", {"criu", swrk.pid()});
   int destroyed = 0;
   std::int64_t sockets_us = 0;
   bool reach_outside = request.at("link") && !spec_.cut_off;
   if (spec_.cut_off) network::cut_off();
-  checkpoint::CriuOutcome outcome = swrk_->restore(
+  checkpoint::CriuOutcome outcome = swrk.restore(
       criu,
       [&](const std::string& stage) {
         if (stage != "pre-resume") return;
         // The link is still closed: nothing has reached the outside, and nothing of the original's
         // connections will. Nothing runs yet either: a program that reconnects at once finds the
         // link open.
-        fault("shim.restore.resuming", {"criu", swrk_->pid()});
+        fault("shim.restore.resuming", {"criu", swrk.pid()});
         std::int64_t start = monotonic_us();
         runtime::freshen_heartbeats(cgroup_->pids());
         destroyed = network::destroy_outside_sockets();
         if (reach_outside) network::set_link_open(route_socket_, link_, true);
-        fault("shim.restore.open", {"criu", swrk_->pid()});
+        fault("shim.restore.open", {"criu", swrk.pid()});
         sockets_us = monotonic_us() - start;
       },
       deadline);
-  swrk_.reset();
   phases.add("criu restore", at);
   if (!outcome.success)
     return {{"success", false},
@@ -707,6 +785,18 @@ json Shim::restore(const json& request) {
           {"phases", phases.list()}};
 }
 
+// Members: serving (bool: it serves, and nobody asks again). Writes what was faulted in so far to
+// the slot's folder. Result: ranges, how many these are.
+json Shim::touched(const json& request) {
+  std::vector<checkpoint::TouchedRange> ranges;
+  if (auto pages = this->pages()) ranges = pages->touched(request.at("serving"));
+  std::size_t most = checkpoint::kMostServing / checkpoint::kPageSize;
+  if (request.at("serving") && ranges.size() > most) ranges.resize(most);
+  ranges = checkpoint::merge_ranges(std::move(ranges));
+  write_file(paths_.touched(), checkpoint::encode_ranges(ranges));
+  return {{"ranges", ranges.size()}};
+}
+
 // Lets a restored replica wait, frozen.
 json Shim::rest() {
   {
@@ -714,6 +804,7 @@ json Shim::rest() {
     if (stage_ != Stage::kRunning)
       throw Error(Code::kConflict, "freeze container", paths_.dir, "it is not running");
   }
+  if (auto pages = this->pages()) pages->rest(true);
   cgroup_->freeze(true, Deadline::after_ms(5000));
   resting_since_us_ = monotonic_us();
   return json::object();
@@ -731,6 +822,7 @@ json Shim::take(const json& request) {
   constexpr std::int64_t kLongRestUs = 3'000'000;
   if (monotonic_us() - resting_since_us_ > kLongRestUs)
     runtime::freshen_heartbeats(cgroup_->pids());
+  if (auto pages = this->pages()) pages->rest(false);
   if (std::exchange(stopped_, false))
     for (int pid : cgroup_->pids()) ::kill(pid, SIGCONT);
   else
@@ -745,7 +837,7 @@ json Shim::dump(const json& request) {
     std::scoped_lock lock(mutex_);
     if (stage_ != Stage::kRunning)
       throw Error(Code::kConflict, "dump container", paths_.dir, "it is not running");
-    if (!sessions_.empty())
+    if (!sessions_.empty() || entering_ > 0)
       throw Error(Code::kConflict, "dump container", paths_.dir, "an exec session is open in it",
                   "end it first");
     if (dumping_)
@@ -755,15 +847,16 @@ json Shim::dump(const json& request) {
   Finally over([this] {
     std::scoped_lock lock(mutex_);
     dumping_ = false;
-    dump_over_.notify_all();
+    work_over_.notify_all();
   });
   std::int64_t begin_us = monotonic_us();
   Deadline deadline = Deadline::after_us(request.at("timeout_us").get<std::int64_t>());
   std::string directory = request.at("directory");
   // CRIU would call a dump good from which the pages that were never read are missing.
-  if (pages_ && !pages_->drain(deadline))
+  auto pages = this->pages();
+  if (pages && !pages->drain(deadline))
     throw Error(Code::kTimeout, "dump container", paths_.dir,
-                "its memory could not be read in whole first: " + pages_->failure());
+                "its memory could not be read in whole first: " + pages->failure());
   for (const char* name : {"/images", "/fs.0", "/shm", "/dev", "/thaw"})
     make_directories(directory + name, name == std::string("/images") ? 0700 : 0755);
   json layers = json::array({"fs.0"});
@@ -796,6 +889,8 @@ json Shim::dump(const json& request) {
   ProcessOptions where;
   where.new_ipc_namespace = has_ipc_objects();
   checkpoint::Swrk swrk = checkpoint::Swrk::start(criu_, where);
+  use_criu(&swrk);
+  Finally no_longer([this] { use_criu(nullptr); });
   int dumper = swrk.pid();
   fault("shim.dump.criu", {"criu", dumper}, {"container", init_pid_});
   std::int64_t capture_us = 0;
@@ -888,8 +983,16 @@ json Shim::execute(const json& request, std::vector<Fd>& descriptors,
     std::scoped_lock lock(mutex_);
     if (stage_ != Stage::kRunning)
       throw Error(Code::kConflict, "execute in container", paths_.dir, "it is not running");
+    if (dumping_)
+      throw Error(Code::kConflict, "execute in container", paths_.dir, "it is being dumped",
+                  "try it again in a moment");
     init = init_pid_;
+    ++entering_;
   }
+  Finally entered_or_not([this] {
+    std::scoped_lock lock(mutex_);
+    --entering_;
+  });
   runtime::EnterOptions options;
   options.argv = request.at("argv").get<std::vector<std::string>>();
   options.env = spec_.env;
@@ -1000,11 +1103,12 @@ json Shim::status() {
   if (cgroup_) result["oom_kills"] = cgroup_->oom_kills();
   if (pages_) {
     checkpoint::PageServiceStats stats = pages_->stats();
+    std::string failure = pages_->failure();
     result["memory"] = {{"faults", stats.faults},
                         {"fault_pages", stats.fault_pages},
                         {"ahead_pages", stats.ahead_pages},
                         {"unread_bytes", stats.unread_bytes},
-                        {"failure", pages_->failure()}};
+                        {"failure", failure.empty() ? keeper_failure_ : failure}};
   }
   return result;
 }

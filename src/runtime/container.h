@@ -32,6 +32,7 @@ struct SlotPaths {
   std::string stage() const { return dir + "/stage"; }  // a dump's images, in memory, for a moment
   std::string criu_work() const { return dir + "/criu"; }
   std::string socket() const { return dir + "/shim.sock"; }
+  std::string touched() const { return dir + "/touched"; }  // ranges of memory, for the record
   std::string notify() const { return dir + "/notify"; }  // datagrams of NOTIFY_SOCKET, a line each
 };
 

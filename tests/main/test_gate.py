@@ -178,5 +178,29 @@ def test_stopped_on_the_way(daemon):
     equal(pod.only_replica()["started_from"], checkpoint["id"], "the next one is restored")
 
 
+def test_a_session_and_a_dump(daemon):
+    """What is executed in a replica is in no dump: the one that comes second is refused, and says why. It is nobody's fault: the next
+    replica dumps at once."""
+    pod = Pod(daemon, "session", when=GO)
+    pod.deploy()
+    pod.wait_note("up")
+    first = pod.only_replica()["id"]
+    common.background(daemon, "exec", first, "--", "sleep", "600")
+    wait_for(lambda: "sleep" in daemon.exec(first, "sh", "-c", "cat /proc/[0-9]*/comm"), "the session is open")
+    pod.go()
+    refused = pod.wait_event("checkpoint.failed")
+    check("an exec session is open in it" in refused["message"], refused["message"])
+    pod.wait_event("replica.ready")
+    daemon.scale(pod.name, 0)
+    pod.halt()
+    asked = daemon.last_event()
+    daemon.scale(pod.name, 1, wait=False)
+    pod.wait_note("up", count=2)
+    with HeldDump(pod) as dump:
+        done = daemon.exec(dump.replica["id"], "true", check_exit=False)
+        check(done.returncode != 0 and "it is being dumped" in done.stderr, f"exec during a dump: {done}")
+    pod.wait_checkpoint(after=asked)
+
+
 if __name__ == "__main__":
     thawtest.main(globals())

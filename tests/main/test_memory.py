@@ -3,10 +3,11 @@
 import os
 import random
 import signal
+import struct
 import time
 
 import thawtest
-from common import Pod, process_state, shim_of
+from common import Pod, children, process_state, shim_of
 from thawtest import check, equal, wait_for
 
 KILLS = 100
@@ -76,6 +77,31 @@ def next_event(events, after, types, replica=None):
             return event
 
 
+def record_of(daemon, checkpoint):
+    """(whether service was seen, ranges before it, ranges in it) of a checkpoint's record (src/checkpoint/record.cc)."""
+    file = daemon.data / "checkpoints" / checkpoint / "record"
+    if not file.exists():
+        return (0, 0, 0)
+    data = file.read_bytes()[64 + 8:]
+    served, start = struct.unpack("<QQ", data[:16])
+    return (served, start // 24, (len(data) - 16 - start) // 24)
+
+
+def record_and_keeper(daemon, pod, row):
+    """A program that reads memory all over is recorded once and no longer. Who holds its page faults for the case that the shim dies lets
+    go of children that have ended, and is not missed in silence when it dies itself."""
+    served, _, serving = wait_for(lambda: (found := record_of(daemon, row["started_from"]))[0] and found, "the record knows of service")
+    check(served and serving, "nothing is recorded of a program that reads all its memory")
+    keeper = next(pid for pid in children(shim_of(daemon, row)) if thawtest._read(f"/proc/{pid}/comm") == b"thaw-keeper\n")
+    daemon.http(row["id"], "/forks", timeout=120)
+    held = len(os.listdir(f"/proc/{keeper}/fd"))
+    check(held < 100, f"after a thousand children {held} descriptors are held")
+    os.kill(keeper, signal.SIGKILL)
+    ended = pod.wait_event("replica.failed", replica=row["id"])
+    check("keeps its page faults waiting" in ended["message"], ended["message"])
+    wait_for(lambda: process_state(row["pid"]) in ("", "Z"), "its process is gone")
+
+
 def test_a_lazy_replica_is_dumped_whole(daemon):
     """Pages that were never read are read before a dump: what is restored from the second checkpoint has them all."""
     pod = pattern(daemon, "again")
@@ -93,6 +119,8 @@ def test_a_lazy_replica_is_dumped_whole(daemon):
     all_pages(daemon, row)
     no_wrong_byte(pod)
     equal(pod.events("replica.fallback", after=asked), [], "fallbacks")
+    record_and_keeper(daemon, pod, row)
+    no_wrong_byte(pod)
 
 
 def test_background(daemon):

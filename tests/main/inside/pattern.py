@@ -1,6 +1,7 @@
 """Memory whose every page can be told from every other: MIB (64) MiB of it, checked all the time by threads and by forked children.
 
-A page that is not what it must be is written down in /ctl/wrong. On port 8000: /all checks every page, anything else answers `ok`.
+A page that is not what it must be is written down in /ctl/wrong. On port 8000: /all checks every page, /forks makes
+a thousand children that end at once, anything else answers `ok`.
 """
 
 import ctypes
@@ -48,6 +49,15 @@ def fork_now_and_then():
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/forks":
+            child = os.fork()
+            if child == 0:  # where no other thread wants Python's lock
+                for _ in range(1000):
+                    if os.fork() == 0:
+                        os._exit(0)
+                    os.wait()
+                os._exit(0)
+            os.waitpid(child, 0)
         if self.path == "/all":
             for page in range(COUNT):
                 check(page)
