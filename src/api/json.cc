@@ -52,6 +52,11 @@ json to_json(const pods::PodView& pod) {
     backoff = {{"failures", pod.dump_failures}, {"reason", text_or_null(pod.dump_failure)}};
     put_time(backoff, "until", pod.dump_pause_until_us);
   }
+  json crash_loop;
+  if (pod.crash_failures > 1) {
+    crash_loop = {{"failures", pod.crash_failures}, {"reason", text_or_null(pod.crash_reason)}};
+    put_time(crash_loop, "until", pod.crash_until_us);
+  }
   json object{{"name", pod.row.name},
               {"version", pod.row.version},
               {"stopped", pod.row.stopped},
@@ -67,6 +72,7 @@ json to_json(const pods::PodView& pod) {
                 {"reason", text_or_null(pod.checkpoint_reason)},
                 {"id", text_or_null(pod.checkpoint)},
                 {"backoff", backoff}}},
+              {"crash_loop", crash_loop},
               {"connections", {{"held", pod.held}, {"active", pod.active}}},
               {"program", pod.row.program},
               {"spec", pods::to_json(pod.spec)}};

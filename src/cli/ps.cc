@@ -17,7 +17,8 @@ int list_replicas(Context& context, const PsOptions& options) {
       api::with_query("/v1/replicas", {{"pod", options.pod}, {"all", options.all ? "true" : ""}}));
   return show_listing(context, options.listing, replicas, "id", [&] {
     std::map<std::string, std::string> ports;
-    for (auto& pod : client.get("/v1/pods")) ports[pod.at("name")] = ports_text(pod.at("ports"));
+    nlohmann::json pods = client.get("/v1/pods");
+    for (auto& pod : pods) ports[pod.at("name")] = ports_text(pod.at("ports"));
     Table table({"REPLICA", "POD", "STATE", "STARTED-FROM", "AGE", "READY-IN", "ADDRESS", "PORTS",
                  "REASON"});
     std::int64_t now = wall_us();
@@ -31,6 +32,14 @@ int list_replicas(Context& context, const PsOptions& options) {
                  text_of(replica.at("address")), open ? ports[replica.at("pod")] : "-",
                  text_of(replica.at("reason"), "")});
     }
+    for (auto& pod : pods) {
+      const nlohmann::json& loop = pod.at("crash_loop");
+      if (loop.is_null() || (!options.pod.empty() && options.pod != pod.at("name"))) continue;
+      std::int64_t left = std::max<std::int64_t>(0, loop.at("until_us").get<std::int64_t>() - now);
+      table.add({"-", pod.at("name"), "crash loop", "-", "-", "-", "-", "-",
+                 fmt::format("{} replicas failed in a row, the next starts in {}: {}",
+                             loop.at("failures").dump(), span(left), text_of(loop.at("reason")))});
+    }
     return table;
   });
 }
@@ -39,8 +48,11 @@ int list_replicas(Context& context, const PsOptions& options) {
 
 Command ps_command() {
   auto options = std::make_shared<PsOptions>();
-  Command command{"ps", "List replicas",
-                  "Replicas that run, oldest first; with -a also those that have ended."};
+  Command command{
+      "ps", "List replicas",
+      "Replicas that run, oldest first; with -a also those that have ended. A pod whose "
+      "replicas fail one after another has a line of its own, with the time of the "
+      "next start."};
   command.options = {{"-a,--all", "", &options->all, "Also replicas that have ended"}};
   for (auto& option : listing_options(options->listing, "ids")) command.options.push_back(option);
   command.positionals = {{"POD", &options->pod, "Only of this pod", false, "@pod"}};

@@ -56,7 +56,7 @@ Task<Reach::End> Reach::connect(gateway::CallTarget target, std::function<void()
   }
   error_code ignored;
   if (!pending->answer) co_return End::kClientLeft;
-  if (auto* why = std::get_if<gateway::Refusal>(&*pending->answer)) {
+  if (auto* why = std::get_if<gateway::Refused>(&*pending->answer)) {
     why_ = *why;
     co_return End::kRefused;
   }

@@ -24,7 +24,7 @@ class Reach {
   Task<End> connect(gateway::CallTarget target, std::function<void()> on_dropped);
   void client_left();  // connect ends
   Socket& upstream() { return *upstream_; }
-  gateway::Refusal why() const { return why_; }
+  const gateway::Refused& why() const { return why_; }
   const std::string& replica() const { return replica_; }
   bool held() const { return held_; }
 
@@ -35,7 +35,7 @@ class Reach {
   std::shared_ptr<Pending> pending_;
   std::uint64_t number_ = 0;
   std::optional<Socket> upstream_;
-  gateway::Refusal why_ = gateway::Refusal::kFailed;
+  gateway::Refused why_{gateway::Refusal::kFailed, "the pod cannot be reached"};
   std::string replica_;
   bool held_ = false;
 };

@@ -240,9 +240,8 @@ Task<bool> Session::one_request() {
   Reach::End end = co_await exchange.reach.connect(std::move(call), std::move(dropped));
   if (end == Reach::End::kClientLeft) co_return false;
   if (end == Reach::End::kRefused) {
-    auto why = exchange.reach.why();
-    bool go_on = co_await reply(exchange, 503, gateway::refusal_text(why, route->pod),
-                                gateway::retry_after_s(why));
+    gateway::Refused why = exchange.reach.why();
+    bool go_on = co_await reply(exchange, 503, why.text, gateway::retry_after_s(why.why));
     co_return go_on;
   }
   std::int64_t held_us = monotonic_us() - begin_us;

@@ -18,8 +18,9 @@ void Call::connected(std::uint32_t) {
 
 void Call::refuse(Refusal why) {
   auto answered = std::exchange(events_.answered, {});
+  Refused refused{why, Router::refusal(why, pod())};
   finish();
-  if (answered) answered(why);
+  if (answered) answered(std::move(refused));
 }
 
 void Call::abort() { refuse(Refusal::kFailed); }

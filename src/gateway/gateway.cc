@@ -62,6 +62,10 @@ void Gateway::unpublish(const std::string& pod) {
   impl_->loop.call([&] { impl_->router->unpublish(pod); });
 }
 
+void Gateway::set_trouble(const std::string& pod, const std::string& why) {
+  impl_->loop.call([&] { impl_->router->set_trouble(pod, why); });
+}
+
 void Gateway::open_gate(const std::string& pod, const std::string& replica, const Fd& netns) {
   Fd own = netns.duplicate();
   impl_->loop.call([&] { impl_->router->open_gate(pod, replica, std::move(own)); });

@@ -93,7 +93,11 @@ struct Reached {
   std::string replica;
   bool held = false;  // no replica was ready when it came
 };
-using CallAnswer = std::variant<Reached, Refusal>;
+struct Refused {
+  Refusal why;
+  std::string text;  // refusal_text, and what is known of the pod's trouble
+};
+using CallAnswer = std::variant<Reached, Refused>;
 // Both are called on the gateway's thread and must not wait for anything.
 struct CallEvents {
   std::function<void(CallAnswer)> answered;  // once, unless the call was ended before
@@ -114,6 +118,8 @@ class Gateway {
   std::vector<PublishedPort> publish(const std::string& pod,
                                      const std::vector<PublishedPort>& ports,
                                      int concurrency = 100);
+  // Why the pod has no replica just now, for clients that wait in vain; "" when nothing is wrong.
+  void set_trouble(const std::string& pod, const std::string& why);
   // Stops listening; held connections are refused, spliced ones live on.
   void unpublish(const std::string& pod);
 

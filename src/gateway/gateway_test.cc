@@ -680,7 +680,7 @@ TEST_F(GatewayTest, ACallHearsWhyItIsRefused) {
   nobody.call(gateway, "nobody");
   waits.call(gateway);
   late.call(gateway);
-  auto why = [](Caller& caller) { return std::get<Refusal>(caller.answered.get()); };
+  auto why = [](Caller& caller) { return std::get<Refused>(caller.answered.get()).why; };
   EXPECT_EQ(why(nobody), Refusal::kNotPublished);
   EXPECT_EQ(why(late), Refusal::kTooMany);
   EXPECT_EQ(why(waits), Refusal::kTooLong);

@@ -165,6 +165,15 @@ Fd Router::listen_for(const PublishedPort& port) const {
   }
 }
 
+void Router::set_trouble(const std::string& name, const std::string& why) {
+  if (auto found = pods_.find(name); found != pods_.end()) found->second.trouble = why;
+}
+
+std::string Router::refusal(Refusal why, const Pod& pod) {
+  bool helps = (why == Refusal::kTooLong || why == Refusal::kTooMany) && !pod.trouble.empty();
+  return refusal_text(why, pod.name) + (helps ? ": " + pod.trouble : "");
+}
+
 void Router::unpublish(const std::string& name) {
   if (!pods_.contains(name)) return;
   Pod& pod = pod_named(name);
@@ -311,12 +320,13 @@ void Router::accepted_link(const std::string& name, std::uint16_t number, Fd cli
 void Router::call(std::uint64_t number, const CallTarget& target, CallEvents events) {
   auto found = pods_.find(target.pod);
   if (found == pods_.end() || !found->second.published)
-    return events.answered(Refusal::kNotPublished);
+    return events.answered(
+        Refused{Refusal::kNotPublished, refusal_text(Refusal::kNotPublished, target.pod)});
   Pod& pod = found->second;
   if (std::ssize(pod.calls.waiting) >= limits.held_per_port) {
     complain("a request was refused: too many are held", pod, target.port,
              pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
-    return events.answered(Refusal::kTooMany);
+    return events.answered(Refused{Refusal::kTooMany, refusal(Refusal::kTooMany, pod)});
   }
   Way way{.port = target.port, .client = target.client, .server = target.server};
   for (auto& port : pod.ports)

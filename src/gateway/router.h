@@ -78,6 +78,7 @@ struct Pod {
   Hold calls;                   // of other parts of the daemon
   bool published = false;       // from publish to unpublish
   std::vector<Replica*> ready;  // with the gate open
+  std::string trouble;          // why there is none
   PodTraffic traffic;
   int concurrency = 100;
   int announced = 0;  // the need that was told last
@@ -97,6 +98,8 @@ class Router {
 
   std::vector<PublishedPort> publish(const std::string& pod,
                                      const std::vector<PublishedPort>& ports, int concurrency);
+  void set_trouble(const std::string& pod, const std::string& why);
+  static std::string refusal(Refusal why, const Pod& pod);
   void unpublish(const std::string& pod);
   void open_gate(const std::string& pod, const std::string& replica, Fd netns);
   void close_gate(const std::string& pod, const std::string& replica);

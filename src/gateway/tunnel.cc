@@ -174,7 +174,7 @@ void Tunnel::refuse(Refusal why) {
     return end(End::kReset);
   counted_ = true;
   ++router_.being_refused;
-  std::string reason = refusal_text(why, pod_.name) + "\n";
+  std::string reason = Router::refusal(why, pod_) + "\n";
   std::string answer = fmt::format(
       "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
       "Content-Length: {}\r\nRetry-After: {}\r\nConnection: close\r\n\r\n{}",

@@ -194,6 +194,16 @@ std::vector<std::string> command_of(const PodPlan& plan) {
   return argv;
 }
 
+std::optional<state::Condition> ready_condition(const state::PodSpec& spec) {
+  if (spec.ready || spec.checkpoint.when || spec.ports.empty()) return spec.ready;
+  std::set<std::uint16_t> ports;
+  for (const auto& port : spec.ports) ports.insert(port.container);
+  state::Condition any{.kind = state::Condition::Kind::kAny};
+  for (std::uint16_t port : ports)
+    any.children.push_back({.kind = state::Condition::Kind::kTcp, .port = port});
+  return any.children.size() == 1 ? any.children[0] : any;
+}
+
 runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& replica,
                                     const std::string& hostname, const std::string& started_from,
                                     const std::vector<std::string>& layers) {

@@ -45,6 +45,9 @@ PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image:
                   const nlohmann::json& host, const std::string& criu_missing);
 
 std::vector<std::string> command_of(const PodPlan& plan);
+// What a replica is waited for before its gate opens, beside checkpoint.when: its `ready`, or
+// nothing, or, where neither is given, that one of its ports listens.
+std::optional<state::Condition> ready_condition(const state::PodSpec& spec);
 // `layers`: filesystem layers of the checkpoint it is restored from, topmost first; empty for a
 // cold start.
 runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& replica,

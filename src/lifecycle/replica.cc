@@ -572,7 +572,10 @@ void Replica::start_cold() {
 
 void Replica::warm_up() {
   const auto& wish = plan_.spec.checkpoint;
-  if (!wish.when) return open_gate(kUncheckpointed, "started");
+  if (!wish.when) {
+    wait_ready();
+    return open_gate(kUncheckpointed, "started");
+  }
   SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
   Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
   bool dump_follows = state() == State::kWarming;
@@ -584,16 +587,35 @@ void Replica::warm_up() {
       throw Error(Code::kTimeout, "warm up replica", row_.id,
                   "its condition did not hold in time: " + outcome.last,
                   "look at `thaw logs`, or raise checkpoint.timeout");
+    wait_ready();
     return open_gate(
         "timed-out",
         "its condition did not hold in time, it serves without a checkpoint: " + outcome.last);
   }
   fault("warm.holds");
+  std::string id, failure;
+  if (plan_.checkpoint.enabled && dump_follows) dump(false, &id, &failure);
+  wait_ready();
   if (!plan_.checkpoint.enabled || !dump_follows)
     return open_gate(kUncheckpointed, "its condition holds");
-  std::string id, failure;
-  dump(false, &id, &failure);
   open_gate_after_dump(id, failure);
+}
+
+void Replica::wait_ready() {
+  auto condition = ready_condition(plan_.spec);
+  if (!condition) return;
+  SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
+  Fd cancel = any_of({cancel_.get(), slot_->shim->ended_fd()});
+  WaitOutcome outcome = wait_condition(
+      *condition, target, Deadline::after_us(plan_.spec.checkpoint.timeout_us), cancel.get(),
+      [this](const std::string& text) { note("replica.condition", text); });
+  if (outcome.result == WaitResult::kHolds) return;
+  if (plan_.spec.ready)
+    throw Error(Code::kTimeout, "start replica", row_.id,
+                "it did not become ready in time: " + outcome.last,
+                "look at `thaw logs`, or raise checkpoint.timeout");
+  // Nobody has promised that its ports listen.
+  note("replica.condition", "no port of it listens, its gate opens all the same");
 }
 
 // Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
@@ -665,6 +687,35 @@ void Replica::open_gate(const char* outcome, const std::string& message) {
   services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
 }
 
+// Whether it hangs, when it is time to ask.
+void Replica::probe_alive() {
+  if (!plan_.spec.alive) return;
+  const state::Alive& wish = *plan_.spec.alive;
+  if (!probe_at_us_) probe_at_us_ = monotonic_us() + wish.every_us;
+  if (monotonic_us() < probe_at_us_) return;
+  WaitOutcome outcome;
+  try {
+    SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
+    Fd cancel = any_of({wake_.get(), slot_->shim->ended_fd()});
+    outcome = wait_condition(wish.probe, target, Deadline::after_us(wish.timeout_us), cancel.get());
+  } catch (const Error& error) {
+    if (error.code() == Code::kCancelled) return;  // something else is to be done first
+    outcome.last = error.what();
+  }
+  probe_at_us_ = monotonic_us() + wish.every_us;
+  if (outcome.result == WaitResult::kHolds) {
+    probes_failed_ = 0;
+    return;
+  }
+  note("replica.probe", fmt::format("it does not answer ({} of {}): {}", ++probes_failed_,
+                                    wish.failures, outcome.last));
+  if (probes_failed_ >= wish.failures)
+    throw Error(
+        Code::kUnavailable, "serve replica", row_.id,
+        fmt::format("it hangs: {} probes in a row failed: {}", probes_failed_, outcome.last),
+        "it was killed, and another takes its place");
+}
+
 void Replica::serve() {
   // Of a restored one it is to be seen whether it lives on.
   bool on_trial = !adopted_ && row_.started_from != "cold";
@@ -673,9 +724,10 @@ void Replica::serve() {
   Deadline trial = on_trial ? Deadline::after_us(kSettledUs) : Deadline::never();
   for (;;) {
     pollfd fds[2] = {{wake_.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}};
+    probe_alive();
     Deadline deadline = trial;
-    if (learn_until_us_)
-      deadline = Deadline::after_us(std::min(learn_until_us_ - monotonic_us(), trial.left_us()));
+    for (std::int64_t at : {learn_until_us_, probe_at_us_})
+      if (at) deadline = Deadline::after_us(std::min(at - monotonic_us(), deadline.left_us()));
     int count = ::poll(fds, 2, deadline.poll_ms());
     if (count < 0 && errno != EINTR) throw_errno("poll", "replica");
     if (on_trial && trial.passed()) {
@@ -713,6 +765,7 @@ void Replica::serve() {
       result.failure = error.what();
     }
     bool alive = !readable(slot_->shim->ended_fd());
+    probe_at_us_ = 0;
     if (alive && state() == State::kCheckpointing)
       open_gate_after_dump(result.id, result.failure);
     else if (alive)

@@ -84,6 +84,8 @@ class Replica {
   void fall_back(const RestoreEnd& end, Outcome outcome, const UsableCheckpoint& checkpoint);
   void start_cold();
   void warm_up();
+  void wait_ready();
+  void probe_alive();
   void dump(bool forced, std::string* checkpoint_id, std::string* failure);
   void open_gate(const char* outcome, const std::string& message);
   void open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure);
@@ -124,6 +126,8 @@ class Replica {
   std::string collecting_;           // the checkpoint that it was dumped into last
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
   bool learn_anything_ = false;
+  std::int64_t probe_at_us_ = 0;  // monotonic: the next look at whether it hangs. The thread's own.
+  int probes_failed_ = 0;         // in a row
   struct Command {
     bool wanted = false, finished = false, abandoned = false;
     std::string id, failure;

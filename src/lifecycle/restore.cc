@@ -118,7 +118,8 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
               int cancel_fd) {
   RestoreEnd& end = attempt.end;
   std::optional<state::Condition> probe;
-  if (plan.spec.checkpoint.when) probe = readiness_probe(*plan.spec.checkpoint.when);
+  if (plan.spec.ready) probe = readiness_probe(*plan.spec.ready);
+  if (!probe && plan.spec.checkpoint.when) probe = readiness_probe(*plan.spec.checkpoint.when);
   try {
     if (auto why = run_hook(slot, "after_restore", plan.spec.checkpoint.after_restore, cancel_fd)) {
       end.reason = *why;

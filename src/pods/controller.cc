@@ -521,6 +521,8 @@ struct Controller::Impl {
             monotonic_us() + back_off_us(kFirstPauseUs, kLongestPauseUs, owner.failures);
         owner.last_failure = row.reason;
         owner.last_failure_us = monotonic_us();
+        gateway.set_trouble(row.pod, "its last replica failed: " + row.reason);
+        if (owner.failures > 1) tell_crash_loop(owner);
       }
       gone.push_back(std::move(at->second));
       at = replicas.erase(at);
@@ -528,12 +530,22 @@ struct Controller::Impl {
     return gone;
   }
 
+  void tell_crash_loop(const Pod& pod) {
+    std::int64_t pause_ms = (pod.pause_until_us - monotonic_us()) / 1000;
+    database.append_event({.type = "pod.crash_loop",
+                           .pod = pod.row.name,
+                           .message = fmt::format("{} replicas failed in a row, the next starts in "
+                                                  "{} ms: {}",
+                                                  pod.failures, pause_ms, pod.last_failure),
+                           .data = {{"failures", pod.failures}, {"pause_ms", pause_ms}}});
+  }
+
   void reconcile(Pod& pod, bool short_of_memory, std::int64_t& next_us) {
     std::int64_t wanted = desired(pod);
     // As they are now: they go on changing while this looks at them.
     struct Seen {
       bool ready;
-      std::int64_t created_us;
+      std::int64_t created_us, ready_us;
       Replica* replica;
     };
     std::vector<Seen> current;
@@ -549,9 +561,15 @@ struct Controller::Impl {
         // Those that wait already, before those that are still being restored.
         standbys.insert(row.state == "standby" ? standbys.begin() : standbys.end(), replica.get());
       else
-        current.push_back({row.gate_open, row.created_us, replica.get()});
+        current.push_back({row.gate_open, row.created_us, row.ready_us, replica.get()});
     }
     for (const auto& one : current) ready += one.ready;
+    // One that lives has ended a crash loop.
+    for (const auto& one : current)
+      if (std::int64_t settles = one.ready_us + kSettledUs - wall_us(); one.ready && settles <= 0)
+        forget_failures(pod);
+      else if (one.ready && pod.failures)
+        next_us = std::min(next_us, monotonic_us() + settles);
     if (!standbys.empty() && standbys.front()->state() == State::kStandby) pod.standby_failures = 0;
     std::int64_t missing = wanted - static_cast<std::int64_t>(current.size());
     std::int64_t now = monotonic_us();
@@ -630,6 +648,14 @@ struct Controller::Impl {
     return found;
   }
 
+  void forget_failures(Pod& pod) {
+    if (!pod.failures && pod.last_failure.empty()) return;
+    pod.failures = 0;
+    pod.pause_until_us = 0;
+    pod.last_failure.clear();
+    gateway.set_trouble(pod.row.name, "");
+  }
+
   void scale_to(Pod& pod, int replicas, std::int64_t now) {
     state::PodRow row = pod.row;
     row.desired = replicas;
@@ -637,8 +663,7 @@ struct Controller::Impl {
     row.updated_us = wall_us();
     store(pod, std::move(row), "pod.scaled", fmt::format("{} replicas are wanted", replicas));
     pod.requested_us = now;
-    pod.failures = 0;
-    pod.pause_until_us = 0;
+    forget_failures(pod);
     // From now on the user's word counts; those who wait at the gate are still served.
     pod.demand = gateway.need(pod.row.name).held;
     pod.demand_check_us = now + pod.spec.keep_warm_us;
@@ -674,6 +699,10 @@ struct Controller::Impl {
     } else {
       view.checkpoint_reason = pod.broken;
     }
+    view.crash_failures = pod.failures;
+    view.crash_until_us =
+        wall_us() + std::max<std::int64_t>(0, pod.pause_until_us - monotonic_us());
+    view.crash_reason = pod.last_failure;
     auto traffic = gateway.traffic(pod.row.name);
     view.held = traffic.held;
     view.active = traffic.active;
@@ -793,7 +822,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     pod.plan = plan;
     pod.broken.clear();
   }
-  if (result.changed || crash_loop) pod.failures = 0, pod.pause_until_us = 0;
+  if (result.changed || crash_loop) impl.forget_failures(pod);
   pod.row.stopped = false;
   pod.requested_us = monotonic_us();
   try {

@@ -27,6 +27,9 @@ struct PodView {
   int dump_failures = 0;                 // in a row; 0: no back-off
   std::int64_t dump_pause_until_us = 0;  // wall clock: no dump before
   std::string dump_failure;              // the last one's reason
+  int crash_failures = 0;                // starts that failed in a row; 0 or 1: no crash loop
+  std::int64_t crash_until_us = 0;       // wall clock: no start before
+  std::string crash_reason;              // of the last one
   std::string checkpoint;  // id of the one that the next replica would start from; "" when none
   std::int64_t held = 0, active = 0;  // connections
 };

@@ -1,5 +1,6 @@
 #include "pods/spec.h"
 
+#include "lifecycle/condition.h"
 #include "network/links.h"
 #include "pods/condition_spec.h"
 #include "pods/document.h"
@@ -234,6 +235,32 @@ struct When {  // may be absent
   json schema() const { return ConditionType{}.schema(); }
 };
 
+const std::vector<Field<state::Alive>>& alive_fields() {
+  using state::Alive;
+  static const std::vector<Field<Alive>> fields = {
+      field("probe", &Alive::probe, ConditionType{},
+            "What must hold again and again: http, tcp, exec, file or python.", kRequired),
+      field("every", &Alive::every_us, Duration{100'000, kHour}, "Time between two probes."),
+      field("timeout", &Alive::timeout_us, Duration{100'000, kHour}, "How long one may take."),
+      field("failures", &Alive::failures, Integer<int>{1, 1000},
+            "How many in a row must fail before the replica is killed."),
+  };
+  return fields;
+}
+
+struct AliveType : Object<state::Alive> {  // may be absent
+  std::optional<state::Alive> read(const Place& at) const {
+    state::Alive alive = Object::read(at);
+    if (lifecycle::readiness_probe(alive.probe) != alive.probe)
+      at.refuse("its probe holds what cannot be asked again",
+                "use http, tcp, exec, file, python, or all or any of them");
+    return alive;
+  }
+  json write(const std::optional<state::Alive>& alive) const {
+    return alive ? Object::write(*alive) : json();
+  }
+};
+
 const std::vector<Field<CheckpointSpec>>& checkpoint_fields() {
   using C = CheckpointSpec;
   static const std::vector<Field<C>> fields = {
@@ -333,15 +360,20 @@ const std::vector<Field<PodSpec>>& pod_fields() {
                      [=](const Place& at, PodSpec& spec) { replicas.read(at, spec); },
                      [=](const PodSpec& spec) { return replicas.write(spec); },
                      [=] { return replicas.schema(); }});
-    Field<PodSpec> checkpoint =
-        field("checkpoint", &PodSpec::checkpoint, Checkpoint{{checkpoint_fields}},
-              "When to checkpoint, and how to restore.");
-    auto read = checkpoint.read;
-    checkpoint.read = [read](const Place& at, PodSpec& spec) {
-      at.reading.default_port = spec.ports.empty() ? 0 : spec.ports[0].container;
-      read(at, spec);
-    };
-    table.push_back(std::move(checkpoint));
+    for (Field<PodSpec> conditional :
+         {field("checkpoint", &PodSpec::checkpoint, Checkpoint{{checkpoint_fields}},
+                "When to checkpoint, and how to restore."),
+          field("ready", &PodSpec::ready, When{},
+                "What must hold before a replica gets traffic; checkpoint.when when absent, or "
+                "that one of its ports listens."),
+          field("alive", &PodSpec::alive, AliveType{{alive_fields}},
+                "What must hold while it gets traffic, or else it is killed and replaced.")}) {
+      conditional.read = [read = conditional.read](const Place& at, PodSpec& spec) {
+        at.reading.default_port = spec.ports.empty() ? 0 : spec.ports[0].container;
+        read(at, spec);
+      };
+      table.push_back(std::move(conditional));
+    }
     table.push_back(field("stop_grace", &PodSpec::stop_grace_us, Duration{0, kHour},
                           "Time from SIGTERM to SIGKILL."));
     return table;

@@ -91,6 +91,14 @@ struct CheckpointSpec {
   bool operator==(const CheckpointSpec&) const = default;
 };
 
+// A program that hangs is killed, and another replica takes its place.
+struct Alive {
+  Condition probe;
+  std::int64_t every_us = 10'000'000, timeout_us = 2'000'000;
+  int failures = 3;  // in a row
+  bool operator==(const Alive&) const = default;
+};
+
 struct PodSpec {
   std::string name;
   std::string image;   // a reference; or
@@ -115,6 +123,10 @@ struct PodSpec {
   std::int64_t keep_warm_us = 60'000'000;         // without traffic, before the last one goes
   std::int64_t scale_down_delay_us = 30'000'000;  // with less traffic, before some go
   CheckpointSpec checkpoint;
+  // What must hold before a replica gets traffic; where nothing says so: that one of its ports
+  // listens (lifecycle/plan.h).
+  std::optional<Condition> ready;
+  std::optional<Alive> alive;
   std::int64_t stop_grace_us = 10'000'000;  // SIGTERM to SIGKILL
   bool operator==(const PodSpec&) const = default;
 };

@@ -106,7 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
-    request_queue_size = 1024
+    request_queue_size = int(os.environ.get("BACKLOG", 1024))
 
     def handle_error(self, *_):
         pass
