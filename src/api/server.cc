@@ -48,13 +48,14 @@ std::string view(boost::string_view text) { return std::string(text.data(), text
 class HttpExchange final : public Exchange {
  public:
   HttpExchange(Request request, Backend& backend, SocketStream& stream, std::string received,
-               int stop_fd, unsigned version, bool keep_alive)
+               int stop_fd, unsigned version, bool keep_alive, std::string id = {})
       : Exchange(std::move(request), backend),
         stream_(stream),
         received_(std::move(received)),
         stop_fd_(stop_fd),
         version_(version),
-        keep_alive_(keep_alive) {}
+        keep_alive_(keep_alive),
+        id_(std::move(id)) {}
 
   void reply(int status, const nlohmann::json& body) override { answer(status, body, {}); }
 
@@ -121,8 +122,8 @@ class HttpExchange final : public Exchange {
     status_ = 101;
     error_code error;
     stream_.write_all(fmt::format("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
-                                  "Upgrade: {}\r\nServer: thaw/{}\r\n\r\n",
-                                  protocol, kVersion),
+                                  "Upgrade: {}\r\nServer: thaw/{}\r\nX-Request-Id: {}\r\n\r\n",
+                                  protocol, kVersion, id_),
                       error);
     return {stream_.fd(), stop_fd_, std::move(received_)};
   }
@@ -151,6 +152,7 @@ class HttpExchange final : public Exchange {
     response.set(http::field::server, "thaw/" + std::string(kVersion));
     response.set(http::field::cache_control, "no-store");
     response.set("X-Content-Type-Options", "nosniff");
+    if (!id_.empty()) response.set("X-Request-Id", id_);
   }
 
   SocketStream& stream_;
@@ -158,6 +160,7 @@ class HttpExchange final : public Exchange {
   int stop_fd_;
   unsigned version_;
   bool keep_alive_;
+  std::string id_;
   bool begun_ = false, streaming_ = false, chunked_ = false, gone_ = false;
   int status_ = 0;
 };
@@ -178,6 +181,15 @@ void refuse_browsers(const http::fields& fields, const std::string& target, bool
   throw HttpError(403, Code::kDenied, "answer", target,
                   "the request is for the host '" + host + "', which is not this one's loopback",
                   "ask for 127.0.0.1 or localhost");
+}
+
+// The client's own name for its request, or one of ours: in the answer, the log, and the events
+// that it makes happen.
+std::string request_id(const http::fields& fields) {
+  std::string id = view(fields["X-Request-Id"]);
+  bool fit = !id.empty() && id.size() <= 128 &&
+             std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
+  return fit ? id : random_hex(16);
 }
 
 std::optional<Token> token_of(const http::fields& fields, Backend& backend) {
@@ -269,6 +281,8 @@ class Connection {
       received.assign(static_cast<const char*>(buffer_.data().data()), buffer_.size());
     }
     std::int64_t start = monotonic_us();
+    std::string id = request_id(message);
+    log::Context about("request", id);
     std::string label = request.method + " " + request.target;
     std::optional<Error> bad;
     std::optional<HttpError> refused;
@@ -285,7 +299,7 @@ class Connection {
       bad = error;
     }
     HttpExchange exchange(std::move(request), backend_, stream_, std::move(received), stop_fd_,
-                          message.version(), message.keep_alive());
+                          message.version(), message.keep_alive(), id);
     try {
       if (refused) throw *refused;
       if (bad) throw *bad;
@@ -295,11 +309,11 @@ class Connection {
     } catch (const Error& error) {
       fail(exchange, http_status(error.code()), error, {});
     } catch (const std::exception& error) {
-      log::error("request failed", {{"request", label}, {"error", describe(error)}});
+      log::error("request failed", {{"what", label}, {"error", describe(error)}});
       fail(exchange, 500, Error(Code::kInternal, "answer", label, error.what(), "report this"), {});
     }
     exchange.finish();
-    log::debug("request", {{"request", label},
+    log::debug("request", {{"what", label},
                            {"status", std::to_string(exchange.status())},
                            {"us", std::to_string(monotonic_us() - start)}});
     return exchange.keep_alive();

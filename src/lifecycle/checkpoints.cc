@@ -86,6 +86,7 @@ void Checkpoints::set_status(const std::string& id, const std::string& status,
          .checkpoint = id,
          .message = reason.empty() ? "checkpoint " + id + " is " + status : reason});
   });
+  log::info("checkpoint moved", {{"checkpoint", id}, {"to", status}, {"why", reason}});
   on_change_();
   std::scoped_lock lock(mutex_);
   changed_.notify_all();
@@ -587,6 +588,7 @@ void Checkpoints::work_loop() {
 
 void Checkpoints::finish(Job& job) {
   const DumpTicket& ticket = job.ticket;
+  log::Context about("replica", ticket.replica), about_checkpoint("checkpoint", ticket.id);
   const PodPlan& plan = ticket.plan;
   if (!job.result.is_null()) {
     fault_point("seal.begun");
@@ -654,6 +656,7 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
     UsableCheckpoint usable;
     RestoreAttempt attempt;
     std::string replica = random_hex(12), log_dir = settings_.log_dir("proof-" + id);
+    log::Context about("replica", replica);
     std::unique_ptr<Slot> slot;
     try {
       usable = load(database_.checkpoint(id).value());

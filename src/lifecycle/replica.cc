@@ -324,6 +324,8 @@ void Replica::move(Event event, const std::string& message, nlohmann::json data,
     }
     row_ = std::move(row);
     state_ = *to;
+    log::info("replica moved",
+              {{"pod", row_.pod}, {"replica", row_.id}, {"to", row_.state}, {"why", message}});
   }
   changed_();
 }
@@ -349,6 +351,7 @@ void Replica::move_to_end(Event event, const std::string& message) {
 }
 
 void Replica::live() {
+  log::Context about_pod("pod", row_.pod), about("replica", row_.id);
   try {
     if (!adopted_)
       start();

@@ -577,6 +577,10 @@ void Database::remove_image(const std::string& id) {
 // ---------------------------------------------------------------------------------------------------------
 
 EventRow Database::append_event(EventRow event) {
+  // Whose request made it happen, where one did.
+  if (std::string request = log::Context::value("request");
+      !request.empty() && (event.data.is_null() || event.data.is_object()))
+    event.data["request"] = request;
   std::string data = dump(event.data);
   event.time_us = wall_us();
   std::lock_guard lock(impl_->mutex);

@@ -15,13 +15,20 @@ std::atomic<Level> current_level{Level::kInfo};
 std::atomic<bool> as_json{false};
 constexpr const char* kNames[] = {"debug", "info", "warn", "error", "off"};
 
-std::string quoted(const std::string& value) {
+thread_local const Context* innermost = nullptr;
+
+std::string in_quotes(const std::string& value) {
   if (!value.empty() && value.find_first_of(" \"\n\t=") == std::string::npos) return value;
   return nlohmann::json(value).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-void write_line(Level level, std::string_view message, Fields fields) {
+void write_line(Level level, std::string_view message, Fields given) {
   if (level < current_level.load(std::memory_order_relaxed)) return;
+  std::vector<std::pair<std::string_view, std::string>> fields(given);
+  Context::for_each([&](std::string_view key, const std::string& value) {
+    if (std::none_of(fields.begin(), fields.end(), [&](auto& field) { return field.first == key; }))
+      fields.emplace_back(key, value);
+  });
   std::string line;
   const char* name = kNames[static_cast<int>(level)];
   if (as_json) {
@@ -31,7 +38,7 @@ void write_line(Level level, std::string_view message, Fields fields) {
     line = object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   } else {
     line = format_wall(wall_us()) + " " + name + " " + std::string(message);
-    for (auto& [key, value] : fields) line += " " + std::string(key) + "=" + quoted(value);
+    for (auto& [key, value] : fields) line += " " + std::string(key) + "=" + in_quotes(value);
   }
   line += '\n';
   // One write(2) a line: lines of several threads and processes never mix.
@@ -39,6 +46,21 @@ void write_line(Level level, std::string_view message, Fields fields) {
 }
 
 }  // namespace
+
+Context::Context(std::string_view key, std::string value)
+    : key_(key), value_(std::move(value)), outer_(std::exchange(innermost, this)) {}
+
+Context::~Context() { innermost = outer_; }
+
+std::string Context::value(std::string_view key) {
+  for (const Context* at = innermost; at; at = at->outer_)
+    if (at->key_ == key) return at->value_;
+  return {};
+}
+
+void Context::for_each(const std::function<void(std::string_view, const std::string&)>& visit) {
+  for (const Context* at = innermost; at; at = at->outer_) visit(at->key_, at->value_);
+}
 
 void set_level(Level level) { current_level = level; }
 

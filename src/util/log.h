@@ -1,6 +1,7 @@
 // Structured log lines on stderr: time, level, message, key=value pairs. Callable from any thread.
 #pragma once
 
+#include <functional>
 #include <initializer_list>
 #include <string>
 #include <string_view>
@@ -19,5 +20,24 @@ void debug(std::string_view message, Fields fields = {});
 void info(std::string_view message, Fields fields = {});
 void warn(std::string_view message, Fields fields = {});
 void error(std::string_view message, Fields fields = {});
+
+// What the lines of this thread are about, until it ends: a replica, a request. A line's own field
+// of the same name goes before it, and so does an inner context.
+class Context {
+ public:
+  Context(std::string_view key, std::string value);  // the key outlives it
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  // "" when there is none.
+  static std::string value(std::string_view key);
+  // From the innermost on.
+  static void for_each(const std::function<void(std::string_view, const std::string&)>& visit);
+
+ private:
+  std::string_view key_;
+  std::string value_;
+  const Context* outer_;
+};
 
 }  // namespace thaw::log

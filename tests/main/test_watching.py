@@ -125,5 +125,33 @@ def test_retry(daemon):
     equal(daemon.cli("checkpoint", "retry", "nobody", check_exit=False).returncode, 4, "exit code of retry for a pod that is none")
 
 
+def test_who_asked(daemon):
+    """A request's id is in its answer, in the events that it makes happen and in the log's lines; a replica's lines name it."""
+    pod = Pod(daemon, "asked", when=GO)
+    pod.warm()
+    pod.wait_checkpoint()
+
+    def ask(headers):
+        connection = thawtest._UnixConnection(daemon.socket, 30)
+        since = daemon.last_event()
+        connection.request("POST", "/v1/pods/asked/scale", json.dumps({"replicas": 2}), {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        event = next(e for e in daemon.events(since, pod.name) if e["type"] == "pod.scaled")
+        return response.headers["X-Request-Id"], event["data"].get("request")
+
+    equal(ask({"X-Request-Id": "mine-17"}), ("mine-17", "mine-17"), "a client's own id, in the answer and the event")
+    for bad in ("x" * 129, "a b"):
+        answered, told = ask({"X-Request-Id": bad})
+        check(answered and answered != bad and answered == told, f"an id of ours in place of {bad[:10]}: {answered}, {told}")
+    check(ask({})[0] != ask({})[0], "two requests have one id")
+    row = daemon.replicas(pod.name)[1]
+    lines = [line for line in daemon.log.read_text().splitlines() if " replica moved " in line]
+    states = [re.search(r" to=(\w+)", line)[1] for line in lines if f"replica={row['id']}" in line]
+    check("restoring" in states, f"the log has these states of {row['id']}: {states}")
+    check(all(" replica=" in line and " pod=" in line for line in lines), "a line does not name its replica")
+
+
 if __name__ == "__main__":
     thawtest.main(globals())
