@@ -205,6 +205,8 @@ DumpTimes read_dump_stats(const std::string& work_dir) {
     return times;
   times.freezing_us = stats.dump().freezing_time();
   times.frozen_us = stats.dump().frozen_time();
+  times.memory_us = stats.dump().memdump_time();
+  times.write_us = stats.dump().memwrite_time();
   times.pages_written = stats.dump().pages_written();
   return times;
 }

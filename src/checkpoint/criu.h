@@ -77,6 +77,7 @@ class Swrk {
 // Times CRIU measured during a dump, from the stats-dump image that it leaves in its work folder.
 struct DumpTimes {
   std::int64_t freezing_us = 0, frozen_us = 0;
+  std::int64_t memory_us = 0, write_us = 0;  // taking memory out of the tree, writing it down
   std::uint64_t pages_written = 0;
 };
 DumpTimes read_dump_stats(const std::string& work_dir);

@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "util/error.h"
+#include "util/file.h"
 
 namespace thaw::checkpoint {
 namespace {
@@ -99,6 +100,7 @@ PageService::PageService(std::string images_dir, const std::string& socket_dir,
   watch(epoll_, listener_.get());
   thread_ = std::thread([this] {
     try {
+      read_files_ahead();
       serve();
     } catch (const std::exception& error) {
       {
@@ -139,6 +141,34 @@ PageService::PagesFile& PageService::pages_file(const std::string& name) {
   return *slot;
 }
 
+ProcessMemory& PageService::memory_of(int pid) {
+  auto found = memories_.find(pid);
+  if (found == memories_.end())
+    found = memories_.emplace(pid, read_process_memory(images_dir_, pid)).first;
+  return found->second;
+}
+
+// While CRIU starts, what it and the program will need comes into the page cache: its own images,
+// and the working set.
+void PageService::read_files_ahead() {
+  for (const auto& entry : std::filesystem::directory_iterator(images_dir_)) {
+    if (entry.path().filename().string().rfind("pages-", 0) == 0) continue;
+    Fd file(::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC));
+    if (file) ::posix_fadvise(file.get(), 0, 0, POSIX_FADV_WILLNEED);
+  }
+  // Where there are very many, asking for each would keep faults waiting.
+  constexpr std::size_t kMostAsked = 4096;
+  for (const TouchedRange& range : working_set_) {
+    if (working_set_.size() > kMostAsked) break;
+    if (!exists(fmt::format("{}/pagemap-{}.img", images_dir_, range.pid))) continue;
+    ProcessMemory& memory = memory_of(range.pid);
+    const PagesFile& pages = pages_file(memory.pages_file);
+    for (const Piece& piece : memory.lazy.inside(range.address, range.length))
+      ::posix_fadvise(pages.fd.get(), static_cast<off_t>(piece.offset),
+                      static_cast<off_t>(piece.length), POSIX_FADV_WILLNEED);
+  }
+}
+
 // One process announced by CRIU: its pid, then a byte with the userfaultfd. False when CRIU is
 // done.
 bool PageService::receive_from_criu() {
@@ -171,7 +201,8 @@ bool PageService::receive_from_criu() {
   fresh->pid = word;
   Space& space = add_space(std::move(fresh));
   by_pid_[word] = &space;
-  ProcessMemory memory = read_process_memory(images_dir_, word);
+  ProcessMemory memory = std::move(memory_of(word));
+  memories_.erase(word);
   space.unread = std::move(memory.lazy);
   count(space);
   // Before the rest: `ps` shows the program from the beginning.

@@ -76,6 +76,8 @@ class PageService {
   };
   void serve();
   bool restoring() const { return listener_ || connection_; }
+  void read_files_ahead();
+  ProcessMemory& memory_of(int pid);
   bool receive_from_criu();
   Space& add_space(std::unique_ptr<Space> space);
   Spaces::iterator drop(Spaces::iterator at);
@@ -102,6 +104,7 @@ class PageService {
   std::map<int, Space*> by_pid_;  // those that CRIU announced
   std::deque<std::pair<Space*, std::uint64_t>> faults_;  // read, not answered yet
   std::map<std::string, std::unique_ptr<PagesFile>> files_;
+  std::map<int, ProcessMemory> memories_;  // of the images, until CRIU announces the process
 
   std::mutex mutex_;
   std::condition_variable changed_;

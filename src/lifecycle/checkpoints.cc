@@ -55,7 +55,8 @@ Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Sl
   // In the manifest, to tell which feature is missing elsewhere; not in the fingerprint.
   host_["features"] = cpu_features();
   make_directories(settings_.data_dir + "/checkpoints", 0700);
-  worker_ = std::thread([this] { work_loop(); });
+  sealer_ = std::thread([this] { work_loop(jobs_, &Checkpoints::finish); });
+  prover_ = std::thread([this] { work_loop(proofs_, &Checkpoints::prove); });
 }
 
 Checkpoints::~Checkpoints() { close(); }
@@ -67,11 +68,12 @@ void Checkpoints::close() {
     signal_event(closing_event_);
     changed_.notify_all();
   }
-  if (worker_.joinable()) worker_.join();
+  if (sealer_.joinable()) sealer_.join();
+  if (prover_.joinable()) prover_.join();
 }
 
 void Checkpoints::set_status(const std::string& id, const std::string& status,
-                             const std::string& reason) {
+                             const std::string& reason, nlohmann::json data) {
   database_.transaction([&] {
     auto row = database_.checkpoint(id);
     if (!row || row->status == "deleted") return;
@@ -79,12 +81,14 @@ void Checkpoints::set_status(const std::string& id, const std::string& status,
     row->reason = reason;
     row->updated_us = wall_us();
     database_.put_checkpoint(*row);
+    if (status == "available") data["available_us"] = row->updated_us - row->created_us;
     database_.append_event(
         {.type = "checkpoint." + status,
          .pod = row->pod,
          .replica = row->replica,
          .checkpoint = id,
-         .message = reason.empty() ? "checkpoint " + id + " is " + status : reason});
+         .message = reason.empty() ? "checkpoint " + id + " is " + status : reason,
+         .data = data});
   });
   log::info("checkpoint moved", {{"checkpoint", id}, {"to", status}, {"why", reason}});
   on_change_();
@@ -255,6 +259,7 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
   {
     std::scoped_lock lock(mutex_);
     in_work_.insert(ticket.id);
+    for (auto& [id, size] : reserved_) ticket.others += size;
     reserved_[ticket.id] = bytes;
   }
   one_at_a_time.unlock();
@@ -539,11 +544,11 @@ void Checkpoints::recover(
       }
       std::scoped_lock lock(mutex_);
       in_work_.insert(row.id);
-      jobs_.push_back({{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica},
-                       nullptr,
-                       nullptr,
-                       "",
-                       false});
+      proofs_.push_back({{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica},
+                         nullptr,
+                         nullptr,
+                         "",
+                         false});
       changed_.notify_all();
     }
   }
@@ -554,23 +559,23 @@ void Checkpoints::recover(
   replica_ended();
 }
 
-void Checkpoints::work_loop() {
+void Checkpoints::work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&)) {
   std::unique_lock lock(mutex_);
   while (!closing_) {
-    if (jobs_.empty()) {
+    if (jobs.empty()) {
       changed_.wait(lock);
       continue;
     }
-    Job job = std::move(jobs_.front());
-    jobs_.pop_front();
+    Job job = std::move(jobs.front());
+    jobs.pop_front();
     lock.unlock();
-    bool told = !job.failure.empty();
+    bool told = !job.failure.empty(), done = true;
     try {
       if (told)
         fail(job.ticket, job.failure, job.count);
       else
-        finish(job);
-      done_with(job.ticket.id);
+        done = (this->*work)(job);
+      if (done) done_with(job.ticket.id);
       lock.lock();
     } catch (const std::exception& error) {
       if (!told)
@@ -579,80 +584,95 @@ void Checkpoints::work_loop() {
       job.shim.reset();
       if (!told) job.failure = error.what();
       lock.lock();
-      jobs_.push_back(std::move(job));
+      jobs.push_back(std::move(job));
       // Its failure cannot be written either, as on a full disk: later, then.
       if (told) changed_.wait_for(lock, kRewritePause);
     }
   }
 }
 
-void Checkpoints::finish(Job& job) {
+// False: it is still to be proven.
+bool Checkpoints::finish(Job& job) {
   const DumpTicket& ticket = job.ticket;
   log::Context about("replica", ticket.replica), about_checkpoint("checkpoint", ticket.id);
   const PodPlan& plan = ticket.plan;
-  if (!job.result.is_null()) {
-    fault_point("seal.begun");
-    if (job.result.value("staged", false)) {
-      Finally collected([&] {
-        std::scoped_lock lock(mutex_);
-        to_collect_.erase(ticket.id);
-        changed_.notify_all();
-      });
-      job.shim->call({{"op", "collect"}, {"directory", ticket.directory}}, collect_deadline());
-    }
-    job.shim.reset();
-    checkpoint::Manifest manifest;
-    manifest.id = ticket.id;
-    manifest.pod = plan.spec.name;
-    manifest.fingerprint = plan.fingerprint;
-    manifest.program = plan.program;
-    if (plan.spec.checkpoint.when) manifest.condition = condition_text(*plan.spec.checkpoint.when);
-    manifest.host = host_;
-    manifest.created_us = wall_us();
-    job.result.at("environment").get_to(manifest.environment);
-    job.result.at("mounts").get_to(manifest.mounts);
-    job.result.at("pipes").get_to(manifest.pipes);
-    job.result.at("layers").get_to(manifest.layers);
-    job.result.at("frozen_us").get_to(manifest.freeze_us);
-    job.result.at("total_us").get_to(manifest.dump_us);
-    checkpoint::seal(manifest, ticket.directory, key_);
-    fault_point("seal.written");
-    if (!database_.lease_holds("dump-" + plan.fingerprint, ticket.token))
-      return fail(ticket, "the dump took longer than its lease, another replica has taken over",
-                  false);
-    bool removed = false;
-    database_.transaction([&] {
-      auto row = database_.checkpoint(ticket.id);
-      removed = !row || row->status == "deleted";
-      if (removed) return;
-      row->bytes = manifest.bytes;
-      row->memory_bytes = manifest.memory_bytes;
-      row->freeze_us = manifest.freeze_us;
-      row->dump_us = manifest.dump_us;
-      database_.put_checkpoint(*row);
-    });
-    if (removed) return fail(ticket, "it was removed while it was being made", false);
-    {
+  fault_point("seal.begun");
+  if (job.result.value("staged", false)) {
+    Finally collected([&] {
       std::scoped_lock lock(mutex_);
-      reserved_.erase(ticket.id);  // its row counts from now on
-    }
-    set_status(ticket.id, "sealed", "");
-    if (std::string full; !make_room(0, ticket.id, &full))
-      log::warn("checkpoints take more than they may", {{"checkpoint", ticket.id}, {"why", full}});
-    fault_point("seal.sealed");
-    database_.release_lease("dump-" + plan.fingerprint, ticket.token);
+      to_collect_.erase(ticket.id);
+      changed_.notify_all();
+    });
+    job.shim->call({{"op", "collect"}, {"directory", ticket.directory}}, collect_deadline());
   }
-  if (!plan.spec.checkpoint.verify) return set_status(ticket.id, "available", "");
-  set_status(ticket.id, "verifying", "");
-  prove(plan, ticket.id);
+  job.shim.reset();
+  checkpoint::Manifest manifest;
+  manifest.id = ticket.id;
+  manifest.pod = plan.spec.name;
+  manifest.fingerprint = plan.fingerprint;
+  manifest.program = plan.program;
+  if (plan.spec.checkpoint.when) manifest.condition = condition_text(*plan.spec.checkpoint.when);
+  manifest.host = host_;
+  manifest.created_us = wall_us();
+  job.result.at("environment").get_to(manifest.environment);
+  job.result.at("mounts").get_to(manifest.mounts);
+  job.result.at("pipes").get_to(manifest.pipes);
+  job.result.at("layers").get_to(manifest.layers);
+  job.result.at("frozen_us").get_to(manifest.freeze_us);
+  job.result.at("total_us").get_to(manifest.dump_us);
+  checkpoint::seal(manifest, ticket.directory, key_);
+  fault_point("seal.written");
+  if (!database_.lease_holds("dump-" + plan.fingerprint, ticket.token)) {
+    fail(ticket, "the dump took longer than its lease, another replica has taken over", false);
+    return true;
+  }
+  bool removed = false;
+  database_.transaction([&] {
+    auto row = database_.checkpoint(ticket.id);
+    removed = !row || row->status == "deleted";
+    if (removed) return;
+    row->bytes = manifest.bytes;
+    row->memory_bytes = manifest.memory_bytes;
+    row->freeze_us = manifest.freeze_us;
+    row->dump_us = manifest.dump_us;
+    database_.put_checkpoint(*row);
+  });
+  if (removed) {
+    fail(ticket, "it was removed while it was being made", false);
+    return true;
+  }
+  {
+    std::scoped_lock lock(mutex_);
+    reserved_.erase(ticket.id);  // its row counts from now on
+  }
+  set_status(ticket.id, "sealed", "",
+             {{"freeze_us", manifest.freeze_us},
+              {"freeze_parts", job.result.at("parts")},
+              {"dump_us", manifest.dump_us}});
+  if (std::string full; !make_room(0, ticket.id, &full))
+    log::warn("checkpoints take more than they may", {{"checkpoint", ticket.id}, {"why", full}});
+  fault_point("seal.sealed");
+  database_.release_lease("dump-" + plan.fingerprint, ticket.token);
+  if (!plan.spec.checkpoint.verify) {
+    set_status(ticket.id, "available", "");
+    return true;
+  }
+  std::scoped_lock lock(mutex_);
+  proofs_.push_back({ticket, nullptr, nullptr, "", false});
+  changed_.notify_all();
+  return false;
 }
 
 // A checkpoint that no restore has shown to work is a guess. The proof runs behind a closed gate
 // and with its link closed: it has no effect outside.
-void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
+bool Checkpoints::prove(Job& job) {
+  const PodPlan& plan = job.ticket.plan;
+  const std::string& id = job.ticket.id;
+  set_status(id, "verifying", "");
   Outcome outcome = Outcome::kUnavailable;
   std::string reason;
   for (int attempt_number = 1; attempt_number <= 2; ++attempt_number) {
+    bool diagnose = attempt_number > 1;
     UsableCheckpoint usable;
     RestoreAttempt attempt;
     std::string replica = random_hex(12), log_dir = settings_.log_dir("proof-" + id);
@@ -664,7 +684,7 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
       slot = slots_.take();
       fault_point("proof.slot", {{"shim", slot->shim_pid}});
       attempt = attempt_restore(*slot, plan, usable, replica, plan.spec.name + "-proof", log_dir,
-                                Purpose::kProof);
+                                Purpose::kProof, diagnose);
       if (attempt.end.phase == RestorePhase::kResumed) {
         fault_point("proof.restored", {{"shim", slot->shim_pid}, {"container", attempt.pid}});
         Fd cancel = any_of({closing_event_.get(), slot->shim->ended_fd()});
@@ -680,25 +700,30 @@ void Checkpoints::prove(const PodPlan& plan, const std::string& id) {
     slots_.destroy(std::move(slot));
     fault_point("proof.cleaned");
     try {
-      remove_tree(log_dir);
+      // What CRIU did the second time explains the failure; it stays until the daemon's next start.
+      if (!diagnose || attempt.end.phase == RestorePhase::kValidated) remove_tree(log_dir);
     } catch (const Error&) {
       // Only a log.
     }
     {
       std::scoped_lock lock(mutex_);
-      if (closing_) return;  // still "verifying": the next daemon proves it
+      if (closing_) return true;  // still "verifying": the next daemon proves it
     }
     outcome = classify(attempt.end);
     reason = attempt.end.reason;
     if (!attempt.log_tail.empty())
       log::info("proof: CRIU's log ends so", {{"checkpoint", id}, {"log", attempt.log_tail}});
-    if (outcome == Outcome::kRestored) return set_status(id, "available", "");
+    if (outcome == Outcome::kRestored) {
+      set_status(id, "available", "");
+      return true;
+    }
     if (outcome == Outcome::kCorrupt) break;
   }
   database_.transaction([&] {
     set_status(id, "failed", fmt::format("its proof failed ({}): {}", name(outcome), reason));
     back_off(plan.fingerprint, "the proof failed: " + reason);
   });
+  return true;
 }
 
 }  // namespace thaw::lifecycle

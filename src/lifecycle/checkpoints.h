@@ -37,6 +37,7 @@ struct DumpTicket {
   std::int64_t token = 0;
   PodPlan plan;
   std::string replica;
+  std::uint64_t others = 0;  // bytes of dumps under way, which may wait in memory
 };
 
 // Bytes of the checkpoints on disk, what they may take (0: no limit), and what their file system
@@ -111,13 +112,14 @@ class Checkpoints {
     std::string failure;  // what is left to do is to write this down
     bool count = false;
   };
-  void work_loop();
-  void finish(Job& job);
+  void work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&));
+  bool finish(Job& job);
   void fail(const DumpTicket& ticket, const std::string& reason, bool count);
-  void prove(const PodPlan& plan, const std::string& id);
+  bool prove(Job& job);
   UsableCheckpoint load(const state::CheckpointRow& row);
   // What was removed stays removed, whoever works on it still.
-  void set_status(const std::string& id, const std::string& status, const std::string& reason);
+  void set_status(const std::string& id, const std::string& status, const std::string& reason,
+                  nlohmann::json data = nlohmann::json::object());
   void done_with(const std::string& id);  // nobody writes to its folder any more
   void discard_files(const std::string& id);
   // In the order of a lock on mutex_.
@@ -140,14 +142,15 @@ class Checkpoints {
   Fd closing_event_;
   std::mutex mutex_, discard_mutex_, record_mutex_, begin_mutex_;
   std::condition_variable changed_;
-  std::deque<Job> jobs_;
+  // Apart: what a dump left in memory is not to wait for another's proof.
+  std::deque<Job> jobs_, proofs_;
   std::set<std::string>
       in_work_;  // being dumped, sealed or proven: their files are not to be touched
   std::map<std::string, std::uint64_t> reserved_;  // bytes that dumps on their way may take
   std::multiset<std::string> pinned_;              // a replica is about to start from them
   std::set<std::string> to_collect_;
   bool closing_ = false;
-  std::thread worker_;
+  std::thread sealer_, prover_;
 };
 
 }  // namespace thaw::lifecycle

@@ -464,7 +464,8 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
                                 ahead ? row_.pod + "-standby" : row_.hostname, log_dir(),
                                 !ahead ? Purpose::kServe
                                 : warm ? Purpose::kStandby
-                                       : Purpose::kStopped);
+                                       : Purpose::kStopped,
+                                checkpoint.row.failures_in_a_row > 0);
     }
     add_phases(attempt.phases, "restoring");
     if (attempt.end.phase == RestorePhase::kResumed) {
@@ -641,6 +642,7 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
     nlohmann::json result = slot_->shim->call({{"op", "dump"},
                                                {"directory", ticket->directory},
                                                {"timeout_us", timeout_us},
+                                               {"spare", ticket->others},
                                                {"log_level", 2}},
                                               Deadline::after_us(timeout_us + kAnswerUs));
     fault("dump.answered");

@@ -16,11 +16,11 @@ namespace {
 constexpr std::int64_t kValidateUs = 30'000'000;
 constexpr std::int64_t kHookUs = 60'000'000;
 
-// For whoever takes a restore apart: THAW_CRIU_LOG=4 in the daemon's environment makes CRIU write
-// all it knows, which costs time.
+// Errors only: a log costs time. For whoever takes a restore apart THAW_CRIU_LOG=4 in the daemon's
+// environment makes CRIU write all it knows.
 int criu_log_level() {
   const char* text = std::getenv("THAW_CRIU_LOG");
-  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : 2;
+  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : 1;
 }
 
 std::int64_t oom_kills(Slot& slot) {
@@ -70,7 +70,7 @@ std::optional<std::vector<checkpoint::TouchedRange>> touched_memory(Slot& slot, 
 
 RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableCheckpoint& checkpoint,
                                const std::string& replica, const std::string& hostname,
-                               const std::string& log_dir, Purpose purpose) {
+                               const std::string& log_dir, Purpose purpose, bool diagnose) {
   RestoreAttempt attempt;
   bool proof = purpose == Purpose::kProof;
   try {
@@ -91,7 +91,7 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
                          // serves of what its first requests need.
                          {"exact", proof || !checkpoint.served},
                          {"timeout_us", restore_timeout_us(checkpoint.manifest)},
-                         {"log_level", criu_log_level()}},
+                         {"log_level", diagnose ? 4 : criu_log_level()}},
                         Deadline::after_us(restore_timeout_us(checkpoint.manifest) + 10'000'000));
     attempt.phases = result.at("phases");
     if (result.at("success")) {

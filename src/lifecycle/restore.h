@@ -30,10 +30,12 @@ enum class Purpose {
   kStopped,  // the same, and is left stopped before its first instruction
 };
 
-// Restores and resumes; `validate` is separate. Never throws: everything is in `end`.
+// Restores and resumes; `validate` is separate. Never throws: everything is in `end`. `diagnose`:
+// it has failed before, so CRIU writes down all it does; the log of another failure stays in
+// log_dir.
 RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableCheckpoint& checkpoint,
                                const std::string& replica, const std::string& hostname,
-                               const std::string& log_dir, Purpose purpose);
+                               const std::string& log_dir, Purpose purpose, bool diagnose = false);
 // Waits for the readiness probe of a resumed tree, or for its end. Completes `attempt.end`.
 void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const std::string& log_dir,
               int cancel_fd);

@@ -114,7 +114,7 @@ class Shim {
   json take(const json& request);
   json dump(const json& request);
   json collect(const json& request);
-  bool stage();
+  bool stage(std::uint64_t spare);
   void unstage();
   json execute(const json& request, std::vector<Fd>& descriptors,
                std::vector<int>& answer_descriptors, Fd& keep);
@@ -766,13 +766,20 @@ json Shim::restore(const json& request) {
       },
       deadline);
   phases.add("criu restore", at);
-  if (!outcome.success)
+  if (!outcome.success) {
+    if (criu.log_level == 4) {
+      std::error_code ignored;  // it only explains
+      std::filesystem::copy_file(paths_.criu_work() + "/restore.log",
+                                 request.at("log_dir").get<std::string>() + "/restore.log",
+                                 std::filesystem::copy_options::overwrite_existing, ignored);
+    }
     return {{"success", false},
             {"timed_out", outcome.timed_out},
             {"error_number", outcome.error_number},
             {"reason", outcome.reason},
             {"log_tail", outcome.log_tail},
             {"phases", phases.list()}};
+  }
 
   fault("shim.restore.done", {"container", outcome.pid});
   stopped_ = criu.leave_stopped;
@@ -830,8 +837,9 @@ json Shim::take(const json& request) {
   return json::object();
 }
 
-// Members: directory (exists, empty), timeout_us, log_level. Result: mounts, pipes, layers,
-// environment, frozen_us, total_us; or success false as above.
+// Members: directory (exists, empty), spare (bytes of memory that others may still take),
+// timeout_us, log_level. Result: mounts, pipes, layers, environment, frozen_us, total_us; or
+// success false as above.
 json Shim::dump(const json& request) {
   {
     std::scoped_lock lock(mutex_);
@@ -869,7 +877,7 @@ json Shim::dump(const json& request) {
     layers.push_back(name);
   }
   fault("shim.dump.begun", {"container", init_pid_});
-  std::string images_path = stage() ? paths_.stage() : directory + "/images";
+  std::string images_path = stage(request.at("spare")) ? paths_.stage() : directory + "/images";
   Fd images = Fd::open(images_path, O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
   checkpoint::DumpRequest criu;
@@ -930,20 +938,28 @@ json Shim::dump(const json& request) {
     remove_tree(directory + "/thaw/" + name);
   checkpoint::rearm_expired_timers(images_path);
   checkpoint::DumpTimes times = checkpoint::read_dump_stats(paths_.criu_work());
-  return {{"success", true},          {"mounts", mounts},
-          {"pipes", pipes_},          {"layers", layers},
-          {"environment", spec_.env}, {"frozen_us", times.freezing_us + times.frozen_us},
-          {"capture_us", capture_us}, {"total_us", monotonic_us() - begin_us},
+  return {{"success", true},
+          {"mounts", mounts},
+          {"pipes", pipes_},
+          {"layers", layers},
+          {"environment", spec_.env},
+          {"frozen_us", times.freezing_us + times.frozen_us},
+          {"parts",
+           {{"freezing_us", times.freezing_us},
+            {"memory_us", times.memory_us},
+            {"write_us", times.write_us},
+            {"files_us", capture_us}}},
+          {"total_us", monotonic_us() - begin_us},
           {"staged", staged_.load()}};
 }
 
 // A dump's memory is written while the tree is frozen, and huge pages of memory take it several
 // times faster than a file system's page cache. Where there is room for it twice; false otherwise.
-bool Shim::stage() {
+bool Shim::stage(std::uint64_t spare) {
   unstage();
   constexpr std::uint64_t kSpare = 256 << 20;
   std::uint64_t size = cgroup_->memory_bytes();
-  if (available_memory() < 2 * size + kSpare) return false;
+  if (available_memory() < 2 * size + spare + kSpare) return false;
   make_directories(paths_.stage(), 0700);
   staged_ = ::mount("tmpfs", paths_.stage().c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
                     "mode=700,size=100%,huge=always") == 0;

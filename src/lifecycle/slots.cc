@@ -25,7 +25,8 @@ Slots::Slots(const Settings& settings, checkpoint::CriuInstall criu, network::Ne
     : settings_(settings),
       criu_(std::move(criu)),
       network_(network),
-      layout_(runtime::CgroupLayout::detect()) {
+      layout_(runtime::CgroupLayout::detect()),
+      most_(static_cast<std::size_t>(settings.slots)) {
   make_directories(settings_.data_dir + "/slots", 0700);
   Fd tree = runtime::detached_mount(settings_.thaw_binary, MOUNT_ATTR_RDONLY);
   // Above the numbers that a child has a use for.
@@ -112,11 +113,25 @@ std::unique_ptr<Slot> Slots::take() {
   return make();
 }
 
+void Slots::set_most(int most) {
+  std::scoped_lock lock(mutex_);
+  most_ = static_cast<std::size_t>(most);
+  changed_.notify_all();
+}
+
 void Slots::refill_loop() {
   std::unique_lock lock(mutex_);
   while (!closing_) {
-    if (ready_.size() >= static_cast<std::size_t>(settings_.slots)) {
+    if (ready_.size() == most_) {
       changed_.wait(lock);
+      continue;
+    }
+    if (ready_.size() > most_) {
+      std::unique_ptr<Slot> spare = std::move(ready_.back());
+      ready_.pop_back();
+      lock.unlock();
+      destroy(std::move(spare));
+      lock.lock();
       continue;
     }
     lock.unlock();

@@ -36,6 +36,8 @@ class Slots {
   // Starts preparing slots ahead; after the old ones were adopted, so that these are not taken for
   // new ones.
   void start_refill();
+  // How many are kept ready from now on; those beyond it go in the background.
+  void set_most(int most);
   std::unique_ptr<Slot> take();
   // Ends everything that lives in the slot and removes all it had on the host. Never throws: what
   // could not be removed is logged and tried at the next start.
@@ -61,6 +63,7 @@ class Slots {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Slot>> ready_;
+  std::size_t most_;
   bool closing_ = false;
   std::thread refill_;
 };

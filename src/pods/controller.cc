@@ -411,6 +411,8 @@ struct Controller::Impl {
         });
         if (!done && called) needs_more(name, false);
       }
+      // Given up after the standbys, which cost more.
+      slots.set_most(short_of_memory ? 0 : settings.slots);
       if (closing) break;
       lock.unlock();
       pollfd fds[2] = {{wake.get(), POLLIN, 0}, {pressure.fd(), POLLPRI, 0}};

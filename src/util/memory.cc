@@ -1,5 +1,6 @@
 #include "util/memory.h"
 
+#include <cstdlib>
 #include <sstream>
 #include <string>
 
@@ -9,7 +10,9 @@ namespace thaw {
 namespace {
 
 std::uint64_t meminfo(const std::string& wanted) {
-  std::istringstream lines(read_file("/proc/meminfo"));
+  // A test can let memory be short without making it so.
+  const char* file = std::getenv("THAW_MEMINFO");
+  std::istringstream lines(read_file(file ? file : "/proc/meminfo"));
   std::string key, rest;
   for (std::uint64_t kib; lines >> key >> kib; std::getline(lines, rest))
     if (key == wanted) return kib << 10;

@@ -224,6 +224,7 @@ def test_criu_dies(daemon):
         wait_for(lambda criu=criu: common.process_state(criu) in ("Z", ""), "it is dead", step=0.001)
     with Knocker(daemon):
         rows = daemon.scale(pod.name, 2)
+        check(all(len(restore_log(daemon, row)) < 2000 for row in rows), f"CRIU logs much where nothing has failed: {restore_log(daemon, rows[0])}")
         equal([row["started_from"] for row in rows], [checkpoint["id"]] * 2, f"how they started: another CRIU takes the place of one that is gone ({[row['reason'] for row in rows]})")
         daemon.scale(pod.name, 0)
 
@@ -254,6 +255,11 @@ def test_criu_dies(daemon):
         daemon.scale(pod.name, 0)
     row = daemon.scale(pod.name, 1)[0]
     equal(row["started_from"], checkpoint["id"], "the next one is restored")
+    check("Restore finished successfully" in restore_log(daemon, row), "after a failure CRIU does not write down all it does")
+
+
+def restore_log(daemon, row):
+    return (daemon.data / "slots" / row["slot"] / "criu/restore.log").read_text()
 
 
 def test_proof_fails(daemon):

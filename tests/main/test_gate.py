@@ -202,5 +202,21 @@ def test_a_session_and_a_dump(daemon):
     pod.wait_checkpoint(after=asked)
 
 
+def test_a_proof_holds_up_nobody(daemon):
+    """While one checkpoint is being proven for long, another pod's dump is collected from memory and sealed."""
+    slow, quick = Pod(daemon, "slow", when=GO), Pod(daemon, "quick", when=GO)
+    slow.warm()
+    slow.wait_event("checkpoint.verifying")
+    slow.halt()  # its probe does not pass: the proof goes on
+    quick.warm()
+    sealed = quick.wait_event("checkpoint.sealed")
+    check(not slow.events("checkpoint.available"), "the first proof was over too early to show anything")
+    equal(set(sealed["data"]["freeze_parts"]), {"freezing_us", "memory_us", "write_us", "files_us"}, "parts of the freeze")
+    slow.go()
+    quick.wait_checkpoint()
+    available = slow.wait_event("checkpoint.available")
+    check(available["data"]["available_us"] > sealed["data"]["freeze_us"], f"how long it took: {available}")
+
+
 if __name__ == "__main__":
     thawtest.main(globals())

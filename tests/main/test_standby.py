@@ -3,10 +3,11 @@
 import os
 import signal
 import socket
+import tempfile
 import time
 
 import thawtest
-from common import Client, Pod, ask, process_state, shim_of
+from common import Client, Pod, ask, process_state, shim_of, shims
 from thawtest import check, equal, wait_for
 
 GO = {"file": "/ctl/go"}
@@ -145,6 +146,33 @@ def test_demand(daemon):
     equal(len(daemon.replicas(pod.name, "ready")), 2, "replicas when the connection is over")
     daemon.scale(pod.name, 0)
     pod.get()  # a request brings it back
+
+
+def test_memory_is_short():
+    """Standbys are given up, then the prepared slots; who serves stays, and all comes back with the memory."""
+    meminfo = "MemTotal: 1000000 kB\nMemAvailable: {} kB\n"
+    with tempfile.NamedTemporaryFile("w") as file, thawtest.Daemon(env={"THAW_MEMINFO": file.name}) as daemon:
+
+        def available(kib):
+            file.seek(0)
+            file.write(meminfo.format(kib))
+            file.flush()
+
+        available(900000)
+        pod = Pod(daemon, when=GO, replicas={"min": 1, "max": 3, "standby": 1})
+        pod.warm()
+        pod.wait_checkpoint()
+        given_up = standbys(daemon, pod, 1)[0]
+        wait_for(lambda: len(shims(daemon)) == 2 + daemon.slots, "a replica, a standby and the slots")
+        available(100)
+        daemon.scale(pod.name, 1)  # the controller looks around
+        stopped = pod.wait_event("replica.stopped", replica=given_up["id"])
+        check("memory is short" in stopped["message"], stopped["message"])
+        serves = pod.only_replica()
+        wait_for(lambda: list(shims(daemon)) == [serves["slot"]], "only the replica that serves is left")
+        equal(pod.get()["identity"]["replica"], serves["id"], "who serves")
+        available(900000)
+        wait_for(lambda: len(shims(daemon)) == 2 + daemon.slots, "a standby and the slots come back", timeout=40)
 
 
 if __name__ == "__main__":
