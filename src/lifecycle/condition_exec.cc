@@ -1,5 +1,6 @@
 // exec and python: programs that run in the replica for as long as we ask.
 #include "lifecycle/condition_kinds.h"
+#include "lifecycle/loading_py.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -11,22 +12,21 @@ constexpr std::int64_t kFirstPauseUs = 100'000, kMostPauseUs = 1'000'000;
 constexpr int kMostExceptions = 10;
 constexpr std::string_view kMarker = "thaw-exception: ";
 
-// `python3 -c <this> module function`. Ends with 0 as soon as the function returns something true.
-// The caller sees output only at the end, so an exception that is not yet known (its lines come on
-// stdin; "*": all are) is written to stderr and ends the program; known ones are tried again in
-// here, where what was imported stays imported. What the function prints goes nowhere: it may be
-// called a hundred times a second.
+// `python3 -c <this, after loading.py> module:function`. Ends with 0 as soon as the function
+// returns something true. The caller sees output only at the end, so an exception that is not yet
+// known (its lines come on stdin; "*": all are) is written to stderr and ends the program; known
+// ones are tried again in here, where what was imported stays imported. What the function prints
+// goes nowhere: it may be called a hundred times a second.
 constexpr const char* kHelper = R"py(
-import functools, importlib, os, sys, time
+import os, time
 
-module, function = sys.argv[1:3]
+name = sys.argv[1]
 known = set(sys.stdin.read().splitlines())
 report = os.dup(2)
 null = os.open(os.devnull, os.O_RDWR)
 for stream in 0, 1, 2:
     os.dup2(null, stream)
-sys.argv = [module]
-sys.path.insert(0, os.getcwd())
+sys.argv = [name.partition(":")[0]]
 
 def describe(error):
     import traceback
@@ -41,8 +41,7 @@ pause = 0.1
 while True:
     started = time.monotonic()
     try:
-        call = functools.reduce(getattr, function.split("."), importlib.import_module(module))
-        result = call()
+        result = attribute_of(module_of(name, os.getcwd()), name)()
         if hasattr(result, "__await__"):
             import asyncio
             result = asyncio.run(result)
@@ -53,7 +52,6 @@ while True:
         if line not in known and "*" not in known:
             os.write(report, ("thaw-exception: %s\n" % line).encode())
             os._exit(3)
-        importlib.invalidate_caches()
         time.sleep(pause)
         pause = min(2 * pause, 1)
         continue
@@ -117,8 +115,8 @@ bool wait_python(Wait& wait) {
     throw Error(Code::kInvalid, "probe", condition_text(wait.condition),
                 "this is not module:function",
                 "name a function without arguments, such as app.health:ready");
-  std::vector<std::string> argv{wait.target.python(), "-c", kHelper, callable.substr(0, colon),
-                                callable.substr(colon + 1)};
+  std::vector<std::string> argv{wait.target.python(), "-c", std::string(kLoadingPy) + kHelper,
+                                callable};
   wait.see("it has not returned true yet");
   std::string known;
   int exceptions = 0;

@@ -192,6 +192,10 @@ def test_failed_deploys_leave_nothing(daemon):
     equal((error.log, error.cleanup_errors), (["about to fail"], []), "the log of the replica that failed, and the clean-up")
     raises(thaw.ThawError, lambda: pod(base().run("true").add(str(folder)), mounts=["/nowhere/at/all:/x"]).deploy(), "/nowhere/at/all")
     raises(thaw.ThawError, lambda: pod(base().run("true").add(str(folder))).deploy(timeout=-1), "no number of seconds")
+    said = []
+    wrong = thaw.Pod("broken", base().run("sleep 1000"), entrypoint=["true"], checkpoint_condition=thaw.log("("), client=client(daemon))
+    raises(thaw.InvalidError, lambda: wrong.deploy(progress=said.append), "checkpoint.when.log")
+    equal(said, [], "what was built before the daemon refused")
     equal(listing(), before, "what is on disk")
     equal((daemon.api("GET", "/v1/pods"), daemon.api("GET", "/v1/checkpoints")), ([], []), "pods and checkpoints")
 

@@ -1,7 +1,14 @@
 """The parts of the package that need no daemon. Where there is an authority (git for ignore files), it is asked."""
 
+import ast
+import doctest
+import glob
+import importlib
+import inspect
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,6 +79,11 @@ class Callables(unittest.TestCase):
             (nested, ["nested", "def nested()", "top level"]),
             (helper_module.Owner().method, ["belongs to an object", "top level"]),
             (helper_module.partial, ["no name"]),
+            (helper_module.Owner.method, ["needs arguments", "method"]),
+            (helper_module.Owner, ["a class"]),
+            (helper_module.needs, ["needs arguments"]),
+            (helper_module.yields, ["generator", "return"]),
+            (helper_module.yields_later, ["generator"]),
         ):
             with self.assertRaises(InvalidError) as caught:
                 python(function)
@@ -112,10 +124,11 @@ class Pods(unittest.TestCase):
     def test_wrong_arguments_of_every_kind(self):
         wrong = (
             {"name": "Model"}, {"name": "-a"}, {"name": ""}, {"name": 3}, {"image": 3}, {"image": "python:3.12"}, {"entrypoint": "python3 x"}, {"entrypoint": []},
-            {"entrypoint": [1]}, {"ports": 8000}, {"ports": [0]}, {"ports": ["x:1"]}, {"ports": ["8000/udp"]}, {"cpu": 0}, {"cpu": "2"}, {"cpu": True},
+            {"entrypoint": [1]}, {"ports": 8000}, {"ports": [0]}, {"ports": ["x:1"]}, {"ports": ["8000/udp"]}, {"ports": [8000, 8000]}, {"ports": ["nohost:9000:8000"]}, {"ports": ["9000:0"]}, {"ports": ["99999:80"]}, {"ports": [":80"]}, {"cpu": 0}, {"cpu": "2"}, {"cpu": True},
             {"memory": "much"}, {"memory": 10}, {"pids": 0}, {"gpu": -1}, {"gpu": 65}, {"gpu": 1.5}, {"env": {"A": 1}}, {"env": {"A B": "x"}},
             {"env": {"THAW_POD": "x"}}, {"env": ["A=1"]}, {"secrets": "file"}, {"secrets": [3]}, {"secrets": {"a/b": "x"}}, {"secrets": {"-a": "x"}}, {"secrets": ["a/key", "b/key"]}, {"secrets": {"a": ""}}, {"mounts": ["x"]}, {"mounts": ["a:b"]},
-            {"mounts": [{"source": "/a"}]}, {"user": ""}, {"workdir": "app"}, {"min_replicas": -1}, {"min_replicas": 1001}, {"max_replicas": 0},
+            {"mounts": [{"source": "/a"}]}, {"mounts": [{"source": 3, "target": "/a"}]}, {"mounts": ["/a:/x", "/b:/x/"]}, {"mounts": ["/a:/run/thaw/x"]},
+            {"mounts": ["/a:/"]}, {"mounts": ["/a:/opt/thaw/python"]}, {"mounts": ["/a:/proc"]}, {"user": ""}, {"workdir": "app"}, {"min_replicas": -1}, {"min_replicas": 1001}, {"max_replicas": 0},
             {"min_replicas": 3, "max_replicas": 2}, {"keep_warm": "long"}, {"checkpoint_enabled": "yes"}, {"checkpoint_condition": "http"},
             {"checkpoint_condition": http}, {"checkpoint_condition": http("/x")}, {"checkpoint_condition": lambda: True}, {"checkpoint_timeout": 0},
             {"checkpoint_on_timeout": "retry"}, {"checkpoint_verify": 1}, {"checkpoint_memory": "fast"}, {"stop_grace": "2h"}, {"client": "unix:/x"},
@@ -126,6 +139,11 @@ class Pods(unittest.TestCase):
                     Pod(**{"name": "x", "image": ROOTFS, **arguments})
                 self.assertTrue(caught.exception.action and caught.exception.cause and caught.exception.remedy, str(caught.exception))
         self.assertRaises(TypeError, Pod, "x", ROOTFS, no_such_argument=1)
+        pod = Pod("x", ROOTFS, entrypoint=["a"], client=Client("unix:/no/such/thaw.sock"))
+        for call in (lambda: pod.scale("2"), lambda: pod.scale(2, timeout="x"), lambda: pod.checkpoint(timeout="x"), lambda: pod.wait_checkpoint(timeout=None),
+                     lambda: pod.deploy(timeout=0), lambda: pod.exec("ls"), lambda: next(pod.events(after=-1)),
+                     lambda: Pod("x", ROOTFS).deploy(), lambda: Pod("x", ROOTFS).spec()):  # fmt: skip
+            self.assertRaises(InvalidError, call)
 
     def test_enabled_without_condition_lists_the_choices(self):
         with self.assertRaises(InvalidError) as caught:
@@ -155,7 +173,8 @@ class Images(unittest.TestCase):
     def test_refusals(self):
         for call in (
             lambda: Image(), lambda: Image.debian("Bookworm!"), lambda: Image.from_oci("python"), lambda: Image.from_oci("docker://"), lambda: Image.from_rootfs(""),
-            lambda: ROOTFS.apt(), lambda: ROOTFS.apt("-y"), lambda: ROOTFS.apt("a b"), lambda: ROOTFS.pip(), lambda: ROOTFS.pip("--pre"), lambda: ROOTFS.run(""),
+            lambda: ROOTFS.apt(), lambda: ROOTFS.apt("-y"), lambda: ROOTFS.apt("a b"), lambda: ROOTFS.pip(), lambda: ROOTFS.pip("--pre"), lambda: ROOTFS.pip("./package"),
+            lambda: ROOTFS.pip("./x-1-py3-none-any.whl[extra]"), lambda: ROOTFS.pip("/srv/package"), lambda: ROOTFS.run(""),
             lambda: ROOTFS.run(["a"]), lambda: ROOTFS.add(3), lambda: ROOTFS.add(".", "app"), lambda: ROOTFS.env(A=1), lambda: ROOTFS.workdir("x"),
         ):  # fmt: skip
             self.assertRaises(InvalidError, call)
@@ -296,6 +315,8 @@ class Others(unittest.TestCase):
         self.assertEqual(thaw.on_restore(helper_module.warm)(), True)
         self.assertEqual(threading.active_count(), threads)
         self.assertRaises(InvalidError, thaw.on_restore, 3)
+        self.assertRaises(InvalidError, thaw.on_restore, helper_module.needs)
+        self.assertIs(thaw.on_restore(helper_module.defaults), helper_module.defaults)
         self.assertRaises(InvalidError, thaw.wait_for_restore, "soon")
 
     def test_the_library_inside_is_light(self):
@@ -304,13 +325,40 @@ class Others(unittest.TestCase):
         done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, timeout=60)
         self.assertEqual(done.stdout.strip(), "[]")
 
-    def test_everything_public_is_there_and_documented(self):
-        for name in thaw.__all__:
-            self.assertTrue(getattr(thaw, name).__doc__, name)
-        for owner in (Pod, Image, thaw.Replica):
+    def test_everything_public_is_there_and_has_an_example(self):
+        documented = {name: getattr(thaw, name) for name in thaw.__all__}
+        for owner in [value for value in documented.values() if isinstance(value, type)]:
             for name, value in vars(owner).items():
-                if not name.startswith("_") and callable(value):
-                    self.assertTrue(value.__doc__, f"{owner.__name__}.{name}")
+                if not name.startswith("_") and (isinstance(value, (property, staticmethod)) or inspect.isfunction(value)):
+                    documented[f"{owner.__name__}.{name}"] = getattr(owner, name)
+        for name, value in documented.items():
+            self.assertIn(">>> ", inspect.getdoc(value) or "", name)
+
+    def test_examples(self):
+        """Those that need neither a daemon nor a container are run."""
+        # What needs one speaks of a pod, a replica or a client, or says who this replica is.
+        needs = re.compile(r"\b(pod|replica|client|identity|undo|build)\b|Client\(|\.spec\(|ready\(\)|checkpoint_enabled|inside|restore")
+        found = tried = 0
+        for name in ("build", "callables", "client", "conditions", "container", "errors", "image", "pod", "tree", "undo", "values"):
+            module = importlib.import_module(f"thaw.{name}")
+            for test in doctest.DocTestFinder().find(module, f"thaw.{name}", module=module):
+                found += len(test.examples)
+                test.examples = [example for example in test.examples if not needs.search(example.source)]
+                tried += len(test.examples)
+                self.assertEqual(doctest.DocTestRunner(verbose=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL).run(test).failed, 0, test.name)
+        self.assertGreater(tried, found // 3)
+
+    def test_for_python_3_9(self):
+        """By its grammar always; by itself where there is one."""
+        folder = os.path.dirname(thaw.__file__)
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".py"):
+                with open(os.path.join(folder, name), encoding="utf-8") as file:
+                    ast.parse(file.read(), name, feature_version=(3, 9))
+        old = next((path for path in (shutil.which("python3.9"), *glob.glob(os.path.expanduser("~/.pyenv/versions/3.9.*/bin/python"))) if path and "shims" not in path), None)
+        if old and sys.version_info[:2] != (3, 9):
+            done = subprocess.run([old, "-B", __file__], capture_output=True, text=True, check=False, timeout=110)
+            self.assertEqual(done.returncode, 0, done.stderr)
 
 
 if __name__ == "__main__":

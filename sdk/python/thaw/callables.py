@@ -1,14 +1,14 @@
-"""`module:function`: how a function of the user is named, and the one place where such a name becomes the object again."""
+"""`module:function`: how a function of the user is named; what is wrong with such a name, or with what it names, said for people."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import sys
 import types
 from typing import Any, Optional
 
+from . import loading, values
 from .errors import InvalidError
 
 
@@ -28,14 +28,26 @@ def check(function: Any, action: str = "use checkpoint_condition") -> None:
     if isinstance(function, types.MethodType) and not isinstance(function.__self__, type):
         raise InvalidError(action, f"{function.__module__}:{name}", "it belongs to an object, which the container does not have",
                            "give a function at the top level of a module")  # fmt: skip
+    _check_call(function, action)
+
+
+def _check_call(function: Any, action: str) -> None:
+    """Refuses what cannot be called as a condition is, or would always hold."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    if isinstance(function, type):
+        raise InvalidError(action, name, "it is a class: what it makes is always true", "give a function that returns whether the program is warm")
+    if values.required_arguments(function) > 0:
+        raise InvalidError(action, name, "it needs arguments, and nobody has any for it", "give a function without arguments; a method needs its object, which the container does not have")
+    if getattr(getattr(function, "__code__", None), "co_flags", 0) & (0x20 | 0x200):  # CO_GENERATOR, CO_ASYNC_GENERATOR
+        raise InvalidError(action, name, "it is a generator: what it returns is always true", "write `return` in the place of `yield`")
 
 
 def name_of(function: Any, action: str = "use checkpoint_condition") -> str:
     """The `module:function` of a function.
 
-    >>> from json import dumps
-    >>> name_of(dumps)
-    'json:dumps'
+    >>> from platform import machine
+    >>> name_of(machine)
+    'platform:machine'
     """
     check(function, action)
     if function.__module__ == "__main__":
@@ -62,13 +74,9 @@ def load(name: str, folder: Optional[str] = None, action: str = "load") -> Any:
     """
     check_name(name, action)
     module_name, _, attribute = name.partition(":")
-    if folder is not None:
-        folder = os.path.abspath(folder)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-        importlib.invalidate_caches()
+    folder = folder and os.path.abspath(folder)
     try:
-        module = importlib.import_module(module_name)
+        module = loading.module_of(name, folder or "")
     except ImportError as error:
         # A module that is there and imports something that is not: the error speaks of that one.
         missing = getattr(error, "name", None) or module_name
@@ -79,7 +87,7 @@ def load(name: str, folder: Optional[str] = None, action: str = "load") -> Any:
         if os.path.exists(file) and not (loaded and os.path.samefile(loaded, file)):
             raise InvalidError(action, name, f"there is another module '{module_name}', {loaded or 'a part of Python itself'}, which is imported in the place of {file}", "rename the file")
     try:
-        return functools.reduce(getattr, attribute.split("."), module)
+        return loading.attribute_of(module, name)
     except AttributeError:
         known = sorted(key for key in vars(module) if not key.startswith("_"))
         raise InvalidError(action, name, f"module '{module_name}' has no '{attribute}'", "it has: " + ", ".join(known)) from None

@@ -28,7 +28,11 @@ class Condition:
         self.kind, self.value, self._text = kind, value, text
 
     def to_spec(self) -> Any:
-        """As the daemon takes it."""
+        """As the daemon takes it.
+
+        >>> tcp(8000).to_spec()
+        {'tcp': {'port': 8000}}
+        """
         if self.kind in ("all", "any"):
             return {self.kind: [child.to_spec() for child in self.value]}
         if self.kind == "python" and not isinstance(self.value, str):
@@ -36,12 +40,21 @@ class Condition:
         return {self.kind: self.value}
 
     def needs_port(self) -> bool:
-        """Whether it goes by the pod's first port."""
+        """Whether it goes by the pod's first port.
+
+        >>> http("/health").needs_port(), http("/health", port=8000).needs_port()
+        (True, False)
+        """
         if self.kind in ("all", "any"):
             return any(child.needs_port() for child in self.value)
         return self.kind in ("http", "tcp") and "port" not in self.value
 
     def levels(self) -> int:
+        """How deep it is nested.
+
+        >>> all_(tcp(1), any_(tcp(2), notify())).levels()
+        3
+        """
         return 1 + max((child.levels() for child in self.value), default=0) if self.kind in ("all", "any") else 1
 
     def __and__(self, other: ConditionLike) -> Condition:

@@ -33,7 +33,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Identity(NamedTuple):
-    """Who this replica is. After a restore all of it is the new replica's."""
+    """Who this replica is. After a restore all of it is the new replica's.
+
+    >>> identity()._replace(pod="model").pod
+    'model'
+    """
 
     pod: str
     replica: str
@@ -227,6 +231,10 @@ def on_restore(function: _Function) -> _Function:
     """
     if not callable(function):
         raise InvalidError("use on_restore", function, "it cannot be called", "put @on_restore above a function without arguments")
+    from . import values
+
+    if values.required_arguments(function) > 0:
+        raise InvalidError("use on_restore", function, "it needs arguments, and nobody has any for it", "put @on_restore above a function without arguments")
     if not inside():
         return function
     with _lock:

@@ -37,7 +37,11 @@ class InvalidError(ThawError, ValueError):
 
 
 class UnreachableError(ThawError):
-    """No daemon answers."""
+    """No daemon answers, or it broke off.
+
+    >>> try: pod.deploy()
+    ... except UnreachableError as error: print(error)
+    """
 
 
 def from_answer(status: int, body: Any) -> ThawError:

@@ -119,6 +119,10 @@ class Image:
         for package in found:
             if package.startswith("-"):
                 raise InvalidError("use pip", package, "it is an option of pip", "give packages; for an index there is index_url=")
+            if package.startswith((".", "/", "~")) and not package.endswith(".whl"):
+                wheel = ".whl[" in package
+                raise InvalidError("use pip", package, "of a wheel of this machine, extras are not known" if wheel else "of this machine, only wheels can be installed",
+                                   "name what the extra needs beside the wheel" if wheel else f"build one, `python3 -m pip wheel --no-deps {package}`, and give that")  # fmt: skip
         requirements = None if requirements is None else _path("requirements", requirements)
         return self._then("pip", {"*": found, "requirements": requirements, "index_url": None if index_url is None else values.text("index_url", index_url)})
 
@@ -167,8 +171,20 @@ class Image:
 
         return build.build(self._steps, progress or (lambda _: None))
 
+    def has_command(self) -> bool:
+        """Whether its base can have a command of its own: a pod of it then needs no entrypoint.
+
+        >>> Image.debian("bookworm").has_command()
+        False
+        """
+        return self._steps[0].kind in ("from_oci", "from_dockerfile")
+
     def sources(self) -> Tuple[str, ...]:
-        """Files and folders of this machine that it takes: `thaw serve` watches them."""
+        """Files and folders of this machine that it takes: `thaw serve` watches them.
+
+        >>> Image.debian("bookworm").add("/srv/app").sources()
+        ('/srv/app',)
+        """
         found = []
         for step in self._steps:
             if step.kind in ("add", "from_dockerfile"):

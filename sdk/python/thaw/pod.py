@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import shlex
 import sys
 import time
 import warnings
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import conditions, values
 from .client import Client, segment
@@ -17,6 +18,9 @@ from .conditions import ConditionLike
 from .errors import InvalidError, ThawError
 from .image import Image
 from .undo import Undo
+
+if TYPE_CHECKING:
+    from .build import Built
 
 Progress = Callable[[str], None]
 PortLike = Union[int, str]
@@ -27,7 +31,11 @@ _LOG_LINES = 20
 
 
 class LogLine(NamedTuple):
-    """A line that a replica wrote."""
+    """A line that a replica wrote.
+
+    >>> LogLine("2026-01-02T03:04:05.678Z", "stdout", "listening").text
+    'listening'
+    """
 
     time: str
     stream: str  # "stdout" or "stderr"
@@ -35,7 +43,10 @@ class LogLine(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened: docs/lifecycle.md lists the states that `type` speaks of."""
+    """Something that happened: docs/lifecycle.md lists the states that `type` speaks of.
+
+    >>> [event.message for event in pod.events() if event.type == "replica.ready"]
+    """
 
     id: int
     time: str
@@ -48,7 +59,11 @@ class Event(NamedTuple):
 
 
 class ExecResult(NamedTuple):
-    """How a program ended that ran in a replica. `exit_code` is as a shell reports it."""
+    """How a program ended that ran in a replica. `exit_code` is as a shell reports it.
+
+    >>> ExecResult(0, "hello\\n", "").stdout
+    'hello\\n'
+    """
 
     exit_code: int
     stdout: str
@@ -56,7 +71,11 @@ class ExecResult(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint; only an `available` one is used. `reason` says why another one is not."""
+    """A checkpoint; only an `available` one is used. `reason` says why another one is not.
+
+    >>> pod.wait_checkpoint().status
+    'available'
+    """
 
     id: str
     pod: str
@@ -66,7 +85,11 @@ class Checkpoint(NamedTuple):
 
 
 class Deployment(NamedTuple):
-    """What a deploy came to."""
+    """What a deploy came to.
+
+    >>> pod.deploy().created
+    True
+    """
 
     name: str
     urls: List[str]
@@ -102,16 +125,27 @@ class Replica:
 
     @property
     def restored(self) -> bool:
-        """Whether it started from a checkpoint."""
+        """Whether it started from a checkpoint.
+
+        >>> [replica.restored for replica in pod.scale(2)]
+        [False, True]
+        """
         return self.started_from not in ("", "cold")
 
     def refresh(self) -> Replica:
-        """Asks again how it is."""
+        """Asks again how it is.
+
+        >>> replica.refresh().state
+        'ready'
+        """
         self._set(self._client.get(f"/v1/replicas/{self.id}"))
         return self
 
     def stop(self) -> None:
-        """Stops it; the pod's scale decides whether another takes its place."""
+        """Stops it; the pod wants one less from then on.
+
+        >>> replica.stop()
+        """
         self._client.post(f"/v1/replicas/{self.id}/stop")
 
     def logs(self, follow: bool = False, tail: Optional[int] = None) -> Iterator[LogLine]:
@@ -137,6 +171,8 @@ class Replica:
         >>> replica.exec(["cat", "/etc/hostname"]).stdout
         """
         words = values.words("argv", argv, '["ls", "/"]')
+        if timeout is not None:
+            values.seconds(timeout)
         code, out, err = self._client.exec(self.id, words, input, timeout)
         result = ExecResult(code, out.decode(errors="replace"), err.decode(errors="replace"))
         if check and code != 0:
@@ -147,11 +183,22 @@ class Replica:
 
 def _port(value: Any) -> Any:
     if isinstance(value, str):
-        parts = value.rsplit(":", 2)
-        if all(part.isdigit() for part in parts[-2:]) and values.port(int(parts[-1])) and (len(parts) == 1 or int(parts[-2]) < 65536):
-            return value
+        *address, host, container = ["", *value.rsplit(":", 2)][-3:] if ":" in value else ["", "0", value]
+        with contextlib.suppress(ValueError):
+            if "".join(address):
+                ipaddress.ip_address("".join(address).strip("[]"))
+            if host.isdigit() and int(host) < 65536 and container.isdigit() and values.port(int(container)):
+                return value
         raise InvalidError("use ports", value, "it is not a port", "give 8000, '9000:8000' (host:container) or '0.0.0.0:9000:8000'")
     return values.port(value, "ports")
+
+
+def _ports(value: Any) -> List[Any]:
+    found = values.each(value, "ports", _port, "[8000]")
+    for port in found:
+        if found.count(port) > 1:
+            raise InvalidError("use ports", port, "it is there twice", "name each port once")
+    return found
 
 
 def _mount(value: Any) -> Dict[str, Any]:
@@ -163,8 +210,23 @@ def _mount(value: Any) -> Dict[str, Any]:
         value = {"source": parts[0], "target": parts[1], "readonly": parts[2:] == ["ro"]}
     if not isinstance(value, Mapping) or not {"source", "target"} <= set(value) <= {"source", "target", "readonly"}:
         raise InvalidError("use mounts", value, "it is no mount", example)
+    if not isinstance(value["source"], (str, os.PathLike)) or not os.fspath(value["source"]):
+        raise InvalidError("use mounts", value, "its source is no path", example)
     source = os.path.abspath(os.path.expanduser(os.fspath(value["source"])))
-    return {"source": source, "target": values.inner_path("mounts", value["target"]), "readonly": values.flag("mounts", value.get("readonly", False))}
+    target = values.inner_path("mounts", value["target"])
+    place = os.path.normpath(target)
+    if place in ("/", "//", "/dev") or any(place == own or place.startswith(f"{own}/") for own in ("/proc", "/sys", "/run/thaw", _HELPERS)):
+        raise InvalidError("use mounts", target, "that place is the container's own", "mount it elsewhere, such as at /data")
+    return {"source": source, "target": target, "readonly": values.flag("mounts", value.get("readonly", False))}
+
+
+def _mounts(value: Any) -> List[Dict[str, Any]]:
+    found = values.each(value, "mounts", _mount, "['./models:/models:ro']")
+    targets = [os.path.normpath(mount["target"]) for mount in found]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise InvalidError("use mounts", target, "two mounts have that target", "give each a target of its own")
+    return found
 
 
 def _secrets(value: Any) -> List[Tuple[str, str]]:
@@ -235,7 +297,7 @@ class Pod:
             raise InvalidError("use image", image, "it is no image", "give Image.debian('bookworm'), Image.from_oci(...), Image.from_rootfs(...), Image.from_dockerfile(...) or a reference such as 'docker://docker.io/library/python:3.12'")
         self.image = image
         self.entrypoint = None if entrypoint is None else values.words("entrypoint", entrypoint, '["python3", "server.py"]')
-        self.ports = values.each(ports, "ports", _port, "[8000]")
+        self.ports = _ports(ports)
         if cpu is not None and (not values.is_number(cpu) or not 0.01 <= cpu <= 1024):
             raise InvalidError("use cpu", cpu, "it is no number of cores from 0.01 to 1024", "give one such as 1.5")
         self.cpu = cpu
@@ -246,7 +308,7 @@ class Pod:
         self.gpu = None if gpu is None else values.whole("gpu", gpu, 0, 64)
         self.env = values.environment({} if env is None else env)
         self.secrets = _secrets(secrets)
-        self.mounts = values.each(mounts, "mounts", _mount, "['./models:/models:ro']")
+        self.mounts = _mounts(mounts)
         self.user = None if user is None else values.text("user", user, "give user or user:group, such as '1000:1000'")
         self.workdir = None if workdir is None else values.inner_path("workdir", workdir)
         self.min_replicas = values.whole("min_replicas", min_replicas, 0, 1000)
@@ -278,6 +340,11 @@ class Pod:
 
     @property
     def client(self) -> Client:
+        """The daemon that it is deployed to.
+
+        >>> pod.client.address
+        'unix:/var/lib/thaw/thaw.sock'
+        """
         if self._client is None:
             self._client = Client()
         return self._client
@@ -294,10 +361,19 @@ class Pod:
         >>> Pod("web", Image.from_rootfs("/srv/rootfs"), entrypoint=["python3", "-m", "http.server"]).spec()["name"]
         'web'
         """
+        self._check()
+        return self._spec(self.image.build(progress))
+
+    def _check(self) -> None:
+        """What is wrong without a look at the image, said before anything is built."""
+        if self.condition:
+            self.condition.to_spec()
+        if self.entrypoint is None and not self.image.has_command():
+            raise InvalidError("use entrypoint", "None", f"{self.image!r} has no command of its own", 'give one, such as entrypoint=["python3", "server.py"]')
+
+    def _spec(self, built: Built) -> Dict[str, Any]:
         from . import build
 
-        when = self.condition.to_spec() if self.condition else None  # what is wrong with it is said before anything is built
-        built = self.image.build(progress)
         env = {**built.env, **self.env}
         helpers = {"source": build.helpers_folder(), "target": _HELPERS, "readonly": True}
         env["PYTHONPATH"] = ":".join(filter(None, [env.get("PYTHONPATH"), _HELPERS]))
@@ -309,8 +385,8 @@ class Pod:
             "command": self.entrypoint or built.command, "user": self.user or built.user, "workdir": self.workdir or built.workdir,
             "resources": _given({"cpu": self.cpu, "memory": self.memory, "pids": self.pids, "gpu": self.gpu}),
         }  # fmt: skip
-        if when is not None:
-            spec["checkpoint"] = {"enabled": self.checkpoint_enabled, "when": when, "timeout": self.checkpoint_timeout, "on_timeout": self.checkpoint_on_timeout,
+        if self.condition is not None:
+            spec["checkpoint"] = {"enabled": self.checkpoint_enabled, "when": self.condition.to_spec(), "timeout": self.checkpoint_timeout, "on_timeout": self.checkpoint_on_timeout,
                                   "verify": self.checkpoint_verify, "memory": self.checkpoint_memory}  # fmt: skip
         return _given(spec)
 
@@ -345,15 +421,14 @@ class Pod:
     def _deploy(self, more: Optional[int], wait: bool, timeout: float, progress: Optional[Progress]) -> Deployment:
         from . import build
 
-        if not values.is_number(timeout) or timeout <= 0:
-            raise InvalidError("use timeout", timeout, "it is no number of seconds", "give one such as 900")
-        end = time.monotonic() + timeout
-        if self.condition:
-            self.condition.to_spec()
+        end = time.monotonic() + values.seconds(timeout)
+        self._check()
         for path in [*(mount["source"] for mount in self.mounts), *(path for _, path in self.secrets)]:
             if not os.path.exists(path):
                 raise InvalidError("show the container", path, "there is no such file or folder", "correct mounts or secrets, or create it")
         before = self._get()
+        # What only the daemon can say is wrong, said before minutes of building: upon an image that is none.
+        self.client.post("/v1/pods?dry_run=true", self._spec(build.Built({"rootfs": "/"}, {}, None, ["true"], None)))
         with Undo() as undo, build.session(undo):
             spec = self.spec(progress)
             checkpoints = {row["id"] for row in self._checkpoint_rows()} if before else set()
@@ -458,7 +533,11 @@ class Pod:
 
     @property
     def urls(self) -> List[str]:
-        """Where its ports are published."""
+        """Where its ports are published.
+
+        >>> pod.urls
+        ['http://127.0.0.1:9000']
+        """
         return _urls(self.client.get(self._path))
 
     def scale(self, replicas: int, wait: bool = True, timeout: float = 300) -> List[Replica]:
@@ -468,6 +547,7 @@ class Pod:
         ['cold', '5d3f0a7c91e2']
         """
         values.whole("replicas", replicas, 0, 1000)
+        values.seconds(timeout)
         if wait:
             self._scale(replicas, timeout)
         else:
@@ -553,7 +633,7 @@ class Pod:
         >>> pod.checkpoint().status
         'available'
         """
-        row = self.client.post(f"{self._path}/checkpoint", timeout=timeout)
+        row = self.client.post(f"{self._path}/checkpoint", timeout=values.seconds(timeout))
         return self._settled(row["id"])
 
     def checkpoints(self) -> List[Checkpoint]:
@@ -570,7 +650,7 @@ class Pod:
         >>> pod.wait_checkpoint().status
         'available'
         """
-        end = time.monotonic() + timeout
+        end = time.monotonic() + values.seconds(timeout)
         after = self.client.last_event()
         rows = self._checkpoint_rows()
         if rows and rows[0]["status"] in _SETTLED:

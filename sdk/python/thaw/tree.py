@@ -34,7 +34,7 @@ class Rules(NamedTuple):
 def parse_ignore(text: bytes) -> List[Rule]:
     """The rules of a .gitignore, as gitignore(5) and git's own dir.c and wildmatch.c have them; in bytes, as there.
 
-    >>> parse_ignore(b"*.log\n!keep.log\n")[1].negated
+    >>> parse_ignore(b"*.log\\n!keep.log\\n")[1].negated
     True
     """
     rules = []

@@ -31,6 +31,20 @@ def whole(what: str, value: Any, low: int, high: int, cause: str = "") -> int:
     return value
 
 
+def seconds(value: Any, what: str = "timeout") -> float:
+    """A number of seconds above 0."""
+    if not is_number(value) or not 0 < value < 1e9:
+        raise InvalidError(f"use {what}", value, "it is no number of seconds", "give one such as 900")
+    return float(value)
+
+
+def required_arguments(function: Any) -> int:
+    """How many arguments it cannot do without; 0 where that is not known. (The module inspect takes long to import.)"""
+    inner = getattr(function, "__func__", function)
+    code = getattr(inner, "__code__", None)
+    return code.co_argcount - len(inner.__defaults__ or ()) - (inner is not function) if code else 0
+
+
 def port(value: Any, what: str = "port") -> int:
     return whole(what, value, 1, 65535, "it is not a port")
 
