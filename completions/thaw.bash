@@ -86,6 +86,8 @@ _thaw() {
     'thaw image rm --host') kind=nothing ;;
     'thaw token --host') kind=nothing ;;
     'thaw token create --scope') values='read deploy admin' ;;
+    'thaw token create --workspace') kind=nothing ;;
+    'thaw token create --folder') kind=nothing ;;
     'thaw token create --host') kind=nothing ;;
     'thaw token ls --host') kind=nothing ;;
     'thaw token rm --host') kind=nothing ;;
@@ -124,7 +126,7 @@ _thaw() {
     'thaw image import') offers='--json --host -h --help' ;;
     'thaw image rm') offers='--host -h --help' ;;
     'thaw token') offers='create ls rm --host -h --help' ;;
-    'thaw token create') offers='--scope --host -h --help' ;;
+    'thaw token create') offers='--scope --workspace --folder --host -h --help' ;;
     'thaw token ls') offers='--json -q --quiet --host -h --help' ;;
     'thaw token rm') offers='--host -h --help' ;;
     'thaw doctor') offers='--json --data-dir --runtime --criu --host -h --help' ;;

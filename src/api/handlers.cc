@@ -171,7 +171,7 @@ void list_tokens(Exchange& exchange) {
 }
 
 void create_token(Exchange& exchange) {
-  json body = exchange.body_object({"name", "scope"});
+  json body = exchange.body_object({"name", "scope", "workspace", "folders"});
   auto text = [&](const char* key) {
     if (body.contains(key) && body[key].is_string()) return body[key].get<std::string>();
     throw Error(Code::kInvalid, "read", key, "it is missing or no text",
@@ -182,7 +182,14 @@ void create_token(Exchange& exchange) {
   if (!scope)
     throw Error(Code::kInvalid, "read", "scope", "there is no such scope",
                 "give read, deploy or admin");
-  auto [token, kept] = exchange.backend().tokens().create(name, *scope);
+  std::string workspace = body.contains("workspace") ? text("workspace") : "";
+  std::vector<std::string> folders;
+  for (const json& folder : body.value("folders", json::array())) {
+    if (!folder.is_string())
+      throw Error(Code::kInvalid, "read", "folders", dump(folder) + " is no text", "send paths");
+    folders.push_back(folder);
+  }
+  auto [token, kept] = exchange.backend().tokens().create(name, *scope, workspace, folders);
   json answer = to_json(kept);
   answer["token"] = token;
   exchange.reply(201, answer);

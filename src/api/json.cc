@@ -82,7 +82,10 @@ json to_json(const pods::PodView& pod) {
 }
 
 json to_json(const Token& token) {
-  json object{{"name", token.name}, {"scope", name(token.scope)}};
+  json object{{"name", token.name},
+              {"scope", name(token.scope)},
+              {"workspace", text_or_null(token.workspace)},
+              {"folders", token.folders}};
   put_time(object, "created", token.created_us);
   return object;
 }

@@ -17,6 +17,7 @@
 #include "api/json.h"
 #include "api/routes.h"
 #include "api/socket_stream.h"
+#include "api/workspace.h"
 #include "util/file.h"
 #include "util/log.h"
 #include "util/version.h"
@@ -298,8 +299,11 @@ class Connection {
     } catch (const Error& error) {
       bad = error;
     }
-    HttpExchange exchange(std::move(request), backend_, stream_, std::move(received), stop_fd_,
-                          message.version(), message.keep_alive(), id);
+    std::unique_ptr<Backend> inside;
+    if (token_ && !token_->workspace.empty()) inside = inside_workspace(backend_, *token_);
+    HttpExchange exchange(std::move(request), inside ? *inside : backend_, stream_,
+                          std::move(received), stop_fd_, message.version(), message.keep_alive(),
+                          id);
     try {
       if (refused) throw *refused;
       if (bad) throw *bad;

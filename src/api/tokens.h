@@ -21,6 +21,9 @@ struct Token {
   std::string name;
   Scope scope = Scope::kRead;
   std::int64_t created_us = 0;
+  // All its bearer reaches (api/workspace.h); "": everything.
+  std::string workspace;
+  std::vector<std::string> folders;  // of the host, real paths: what a workspace may read there
 };
 
 // Thread-safe. The database outlives it.
@@ -29,7 +32,9 @@ class Tokens {
   explicit Tokens(state::Database& database) : database_(database) {}
   // The token itself, which is shown this once, and what is kept of it. kConflict when the name is
   // taken.
-  std::pair<std::string, Token> create(const std::string& name, Scope scope);
+  std::pair<std::string, Token> create(const std::string& name, Scope scope,
+                                       const std::string& workspace = {},
+                                       const std::vector<std::string>& folders = {});
   std::vector<Token> list();
   void remove(const std::string& name);  // kNotFound
   // nullopt: it is nobody's. Takes as long for a wrong one as for a right one.

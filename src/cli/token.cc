@@ -1,3 +1,5 @@
+#include <filesystem>
+
 #include "cli/command.h"
 #include "cli/listing.h"
 #include "util/clock.h"
@@ -7,8 +9,8 @@ namespace {
 
 struct TokenOptions {
   Listing listing;
-  std::string name, scope = "read";
-  std::vector<std::string> names;
+  std::string name, scope = "read", workspace;
+  std::vector<std::string> names, folders;
 };
 
 }  // namespace
@@ -18,13 +20,20 @@ Command token_command() {
   Command create{"create", "Make a token and print it, this once",
                  "read sees everything but tokens; deploy may also deploy, scale, stop, remove, "
                  "checkpoint and execute; admin may do everything. Whoever may deploy can mount "
-                 "the host's files, and so is as good as root there."};
+                 "the host's files, and so is as good as root there, unless the token is a "
+                 "workspace's: that reaches the pods WORKSPACE--NAME alone, by the name NAME, and "
+                 "of the host's files only the given folders, to read."};
   create.options = {
-      {"--scope", "SCOPE", &options->scope, "read, deploy or admin (read)", "read deploy admin"}};
+      {"--scope", "SCOPE", &options->scope, "read, deploy or admin (read)", "read deploy admin"},
+      {"--workspace", "WORKSPACE", &options->workspace, "All that it reaches"},
+      {"--folder", "DIR", &options->folders, "A folder of the host that the workspace may read"}};
   create.positionals = {{"NAME", &options->name, "Whose it is"}};
   create.run = [options](Context& context) {
-    auto token =
-        context.client().post("/v1/tokens", {{"name", options->name}, {"scope", options->scope}});
+    nlohmann::json body{{"name", options->name}, {"scope", options->scope}};
+    if (!options->workspace.empty()) body["workspace"] = options->workspace;
+    for (const std::string& folder : options->folders)
+      body["folders"].push_back(std::filesystem::absolute(folder).lexically_normal().string());
+    auto token = context.client().post("/v1/tokens", body);
     print_line(token.at("token").get<std::string>());
     return static_cast<int>(kOk);
   };
@@ -35,9 +44,11 @@ Command token_command() {
   ls.run = [options](Context& context) {
     auto tokens = context.client().get("/v1/tokens");
     return show_listing(context, options->listing, tokens, "name", [&] {
-      Table table({"NAME", "SCOPE", "AGE"});
+      Table table({"NAME", "SCOPE", "WORKSPACE", "AGE"});
       for (auto& token : tokens)
-        table.add({token.at("name"), token.at("scope"), age(token.at("created_us"), wall_us())});
+        table.add({token.at("name"), token.at("scope"),
+                   token.at("workspace").is_string() ? token["workspace"].get<std::string>() : "-",
+                   age(token.at("created_us"), wall_us())});
       return table;
     });
   };

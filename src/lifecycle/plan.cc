@@ -246,8 +246,15 @@ runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& repl
   container.mounts = plan.spec.mounts;
   container.secrets = plan.spec.secrets;
   container.resources = plan.spec.resources;
-  for (const std::string& pod : plan.spec.links)
+  // Of its own workspace (api/workspace.h) also by the short name.
+  std::size_t workspace = plan.spec.name.find("--");
+  std::string prefix =
+      workspace == std::string::npos ? "" : plan.spec.name.substr(0, workspace + 2);
+  for (const std::string& pod : plan.spec.links) {
     container.hosts.emplace_back(network::link_address(pod), pod);
+    if (!prefix.empty() && pod.starts_with(prefix))
+      container.hosts.emplace_back(network::link_address(pod), pod.substr(prefix.size()));
+  }
   container.cut_off = plan.spec.network == state::PodSpec::Network::kNone;
   return container;
 }

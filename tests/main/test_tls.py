@@ -102,6 +102,59 @@ def test_tokens_and_scopes():
         equal(daemon.destroy(), [], "what had to be ended by force")
 
 
+def test_workspaces():
+    """Two workspaces with pods of one name, on one daemon: each has its own, in every call, and the machine's owner has both."""
+    daemon, port, cert = tls_daemon()
+    with daemon:
+        folder = daemon.data / "given"
+        folder.mkdir()
+        tokens = {}
+        for name in ("a", "b"):
+            words = ("token", "create", f"of-{name}", "--scope", "deploy", "--workspace", name, "--folder", thawtest.rootfs("programs"))
+            tokens[name] = daemon.cli(*words).stdout.strip()
+
+        def call(name, method, path, body=None):
+            status, text = ask(port, cert, method, path, tokens[name], body)
+            return status, json.loads(text) if text.startswith(("{", "[")) else text
+
+        spec = {"name": "web", "rootfs": thawtest.rootfs("programs"), "command": ["sh", "-c", "touch /run/thaw/ready; exec sleep 100000"],
+                "replicas": {"min": 1, "max": 2}, "stop_grace": "0s", "checkpoint": {"when": {"file": "/run/thaw/ready"}}}  # fmt: skip
+        ids = {}
+        for name in ("a", "b"):
+            status, answer = call(name, "POST", "/v1/pods", spec)
+            equal((status, answer.get("pod", {}).get("name")), (201, "web"), f"the deploy in {name}: {answer}")
+            ids[name] = daemon.wait_checkpoint(f"{name}--web")["id"]
+        equal(sorted(p["name"] for p in daemon.api("GET", "/v1/pods")), ["a--web", "b--web"], "what the machine's owner sees")
+        for name, other in (("a", "b"), ("b", "a")):
+            equal([p["name"] for p in call(name, "GET", "/v1/pods")[1]], ["web"], f"pods that {name} sees")
+            rows = call(name, "GET", "/v1/replicas")[1]
+            theirs = daemon.replicas(f"{other}--web")[0]["id"]
+            equal(len(rows), 1, f"replicas that {name} sees")
+            equal([c["id"] for c in call(name, "GET", "/v1/checkpoints")[1]], [ids[name]], f"checkpoints that {name} sees")
+            for method, path in (("GET", f"/v1/replicas/{theirs}"), ("GET", f"/v1/replicas/{theirs}/logs"), ("POST", f"/v1/replicas/{theirs}/stop"),
+                                 ("GET", f"/v1/checkpoints/{ids[other]}"), ("DELETE", f"/v1/checkpoints/{ids[other]}"),
+                                 ("GET", f"/v1/pods/{other}--web"), ("DELETE", f"/v1/pods/{other}--web?force=true")):  # fmt: skip
+                equal(call(name, method, path)[0], 404, f"{method} {path} of {name}")
+            told = json.dumps([call(name, "GET", path)[1] for path in ("/v1/events", "/v1/replicas?all=true", "/v1/checkpoints", "/metrics")])
+            check(f"{other}--" not in told and theirs not in told and ids[other] not in told, f"{name} is told of {other}")
+            check('pod=\\"web\\"' in told, "metrics of its own pod")
+            equal(call(name, "GET", "/v1/doctor")[0], 403, f"doctor for {name}")
+            equal(call(name, "POST", "/v1/pods", {**spec, "mounts": [{"source": str(folder), "target": "/x", "readonly": True}]})[0], 403, "another folder")
+        # Started from its own checkpoint, executed in by its short name, and gone without the other.
+        status, pod = call("a", "POST", "/v1/pods/web/scale", {"replicas": 2, "wait": "60s"})
+        equal((status, pod["ready"]), (200, 2), "a scales its own")
+        equal(daemon.replicas("a--web")[1]["started_from"], ids["a"], "where its second came from")
+        equal(len(daemon.replicas("b--web")), 1, "replicas of b")
+        env = {**daemon.env, "THAW_HOST": f"tls:127.0.0.1:{port}", "THAW_TOKEN": tokens["b"], "THAW_CA": str(cert)}
+        done = subprocess.run([daemon.binary, "exec", "web", "--", "sh", "-c", "echo $THAW_POD"], env=env, capture_output=True, text=True, timeout=60, check=False)
+        equal(done.stdout.strip(), "b--web", f"which one `thaw exec web` of b is in ({done.stderr})")
+        equal(call("a", "DELETE", "/v1/pods/web?force=true")[0], 200, "a removes its own")
+        equal([p["name"] for p in daemon.api("GET", "/v1/pods")], ["b--web"], "what is left")
+        equal(daemon.api("GET", f"/v1/checkpoints/{ids['b']}")["status"], "available", "the checkpoint of b")
+        daemon.remove("b--web")
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
 def test_bad_peers():
     """Who does not speak TLS, stays silent, or leaves in the middle, harms nobody."""
     daemon, port, cert = tls_daemon()
