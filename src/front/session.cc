@@ -219,6 +219,7 @@ Task<bool> Session::one_request() {
 
   std::int64_t begin_us = monotonic_us();
   gateway::CallTarget call{.pod = route->pod,
+                           .route = route->host + route->path,
                            .port = route->port,
                            .client = address_,
                            .server = server_,

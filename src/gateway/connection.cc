@@ -147,15 +147,18 @@ void Connection::give_up(Refusal why) {
 void Connection::dial() {
   for (;;) {
     if (!replica_) {
-      replica_ = router_.pick(pod_, tried_, busy_);
+      replica_ = router_.pick(pod_, way_, tried_, busy_);
       if (!replica_) return none_reached();
       ++replica_->in_flight;
+      auto target = replica_->target(way_);
+      port_ = target->port;
+      client_address_ = target->client_address;
       ++pod_.traffic.active;
       router_.traffic_changed(pod_);
       phase_ = Phase::kDialing;
       addresses_tried_ = 0;
       // A program that binds loopback only would otherwise refuse each connection once.
-      auto known = replica_->answered_at.find(address_key());
+      auto known = replica_->answered_at.find(address_key(port_, client_address_));
       first_address_ = known == replica_->answered_at.end() ? 0 : known->second;
     }
     while (addresses_tried_ < kReplicaAddresses)
@@ -166,21 +169,27 @@ void Connection::dial() {
 }
 
 // What is known of a port holds for one family.
-std::uint32_t Connection::address_key() const {
-  bool v6 = way_.client_address == ClientAddress::kKeep && way_.client.ss_family == AF_INET6;
-  return way_.port | (v6 ? 1u << 16 : 0);
+std::uint32_t Connection::address_key(std::uint16_t port, ClientAddress how) const {
+  bool v6 = how == ClientAddress::kKeep && way_.client.ss_family == AF_INET6;
+  return port | (v6 ? 1u << 16 : 0);
+}
+
+// Whether a replica is ready that has what is wanted.
+bool Connection::offered() const {
+  return std::ranges::any_of(
+      pod_.ready, [&](const Replica* replica) { return replica->target(way_).has_value(); });
 }
 
 // True when it is connected or may become so.
 bool Connection::attempt_address() {
   int address = (first_address_ + addresses_tried_) % kReplicaAddresses;
   Dialer::Attempt attempt;
-  if (way_.client_address == ClientAddress::kKeep && Dialer::can_keep(way_.client)) {
+  if (client_address_ == ClientAddress::kKeep && Dialer::can_keep(way_.client)) {
     if (!std::exchange(replica_->admits_clients, true))
       network::admit_foreign_sources(replica_->netns);
-    attempt = router_.dialer.connect_as(replica_->netns, way_.client, address, way_.port);
+    attempt = router_.dialer.connect_as(replica_->netns, way_.client, address, port_);
   } else {
-    attempt = router_.dialer.connect(replica_->netns, address, way_.port);
+    attempt = router_.dialer.connect(replica_->netns, address, port_);
   }
   if (!attempt.socket) {
     last_error_ = attempt.error;
@@ -211,9 +220,10 @@ void Connection::reached(std::uint32_t events) {
   phase_ = Phase::kConnected;
   router_.loop.clear_timer(*this);
   settle_attempt();
-  replica_->answered_at[address_key()] = (first_address_ + addresses_tried_) % kReplicaAddresses;
+  replica_->answered_at[address_key(port_, client_address_)] =
+      (first_address_ + addresses_tried_) % kReplicaAddresses;
   tried_ = {};
-  if (way_.client_address == ClientAddress::kProxy) {
+  if (client_address_ == ClientAddress::kProxy) {
     // Fits: nothing was written to this socket yet.
     std::string header = proxy_header(way_.client, way_.server);
     (void)::send(upstream_.get(), header.data(), header.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -223,7 +233,7 @@ void Connection::reached(std::uint32_t events) {
 
 void Connection::none_reached() {
   tried_.clear();
-  if (pod_.ready.empty()) {
+  if (!offered()) {
     dialing_since_us_ = backoff_us_ = 0;
     busy_ = false;
     was_held_ = true;
@@ -244,7 +254,9 @@ void Connection::none_reached() {
 // A replica has not been reached on this port yet: its program may not listen so far.
 bool Connection::may_be_starting() const {
   return std::ranges::any_of(pod_.ready, [&](const Replica* replica) {
-    return !replica->answered_at.contains(address_key());
+    auto target = replica->target(way_);
+    return target &&
+           !replica->answered_at.contains(address_key(target->port, target->client_address));
   });
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <exception>
 #include <list>
+#include <string>
 #include <vector>
 
 #include "gateway/event_loop.h"
@@ -29,8 +30,13 @@ struct Hold {
 
 // Where to, and how the replica is to see it.
 struct Way {
-  std::uint16_t port = 0;  // of the container
+  // Of the container, and how it sees its client, by the pod's newest version; a replica of another
+  // one may offer the same elsewhere (Replica::target).
+  std::uint16_t port = 0;
   ClientAddress client_address = ClientAddress::kGateway;
+  std::string route;    // of a call
+  std::string address;  // of the published port; with host 0 it came another way
+  std::uint16_t host = 0;
   sockaddr_storage client{}, server{};  // the client's connection; AF_UNSPEC: unknown
 };
 
@@ -42,7 +48,8 @@ class Connection : public EventLoop::Handler {
 
   void dispatch();  // a replica may be ready: tries to reach one
   void replica_dropped();
-  void hold_closed();  // refuses it when it is held
+  virtual void replica_leaves() {}  // no new connections go to it
+  void hold_closed();               // refuses it when it is held
 
   const Hold* hold() const { return hold_; }
   const Replica* replica() const { return replica_; }
@@ -111,11 +118,14 @@ class Connection : public EventLoop::Handler {
   std::int64_t held_bytes_ = 0;        // its part of hold_->bytes
   std::int64_t dialing_since_us_ = 0;  // 0: no attempt yet since a replica was ready
   std::int64_t backoff_us_ = 0;  // held only for a moment, because every ready replica refused
-  std::uint32_t address_key() const;
+  std::uint32_t address_key(std::uint16_t port, ClientAddress how) const;
+  bool offered() const;
 
   int first_address_ = 0, addresses_tried_ = 0;
   int last_error_ = 0;
-  bool pending_ = false;              // counted in the replica's pending
+  bool pending_ = false;    // counted in the replica's pending
+  std::uint16_t port_ = 0;  // of the replica in hand
+  ClientAddress client_address_ = ClientAddress::kGateway;
   bool busy_ = false;                 // a replica of this round takes no more for now
   std::vector<std::uint64_t> tried_;  // replicas of this round
 };

@@ -6,6 +6,8 @@
 
 #include "gateway/link_listener.h"
 #include "gateway/router.h"
+#include "util/clock.h"
+#include "util/process.h"
 
 namespace thaw::gateway {
 
@@ -66,22 +68,25 @@ void Gateway::set_trouble(const std::string& pod, const std::string& why) {
   impl_->loop.call([&] { impl_->router->set_trouble(pod, why); });
 }
 
-void Gateway::open_gate(const std::string& pod, const std::string& replica, const Fd& netns) {
+void Gateway::open_gate(const std::string& pod, const std::string& replica, const Fd& netns,
+                        std::optional<Offer> offer) {
   Fd own = netns.duplicate();
-  impl_->loop.call([&] { impl_->router->open_gate(pod, replica, std::move(own)); });
+  impl_->loop.call(
+      [&] { impl_->router->open_gate(pod, replica, std::move(own), std::move(offer)); });
 }
 
 void Gateway::close_gate(const std::string& pod, const std::string& replica) {
   impl_->loop.call([&] { impl_->router->close_gate(pod, replica); });
 }
 
+Fd Gateway::drained(const std::string& replica) {
+  Fd event = Fd::event();
+  impl_->loop.call([&] { impl_->router->tell_drained(replica, event.duplicate()); });
+  return event;
+}
+
 bool Gateway::drain(const std::string& replica, std::int64_t timeout_us) {
-  DrainWaiter waiter;
-  impl_->loop.call([&] { impl_->router->add_waiter(replica, waiter); });
-  bool free = waiter.wait(timeout_us);
-  // Also when it was woken: the loop may be inside wake() still, and the waiter lies on this stack.
-  impl_->loop.call([&] { impl_->router->remove_waiter(replica, waiter); });
-  return free;
+  return wait_readable(drained(replica).get(), Deadline::after_us(timeout_us));
 }
 
 void Gateway::drop(const std::string& replica) {

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,6 +32,9 @@ struct Limits {
   // For which the other end is given time to take what a failed end had said, and to end its own
   // stream when the replica has ended.
   std::int64_t linger_us = 5'000'000;
+  // After which a connection of an HTTP port is ended that has had its answer and says no more,
+  // when its replica is to leave.
+  std::int64_t quiet_us = 30'000'000;
 };
 
 enum class Protocol {
@@ -50,6 +54,13 @@ struct PublishedPort {
   std::uint16_t container = 0;
   Protocol protocol = Protocol::kTcp;
   ClientAddress client_address = ClientAddress::kGateway;
+};
+
+// What a replica's program offers. While a new version takes over, that differs between replicas of
+// one pod, and each is reached as its own version says.
+struct Offer {
+  std::vector<PublishedPort> ports;
+  std::map<std::string, std::uint16_t> routes;  // CallTarget::route -> port of the container
 };
 
 struct PodTraffic {
@@ -84,6 +95,7 @@ int retry_after_s(Refusal why);
 // held, balanced, counted as in flight and drained like a client's own.
 struct CallTarget {
   std::string pod;
+  std::string route;                    // whose port it is, where replicas differ
   std::uint16_t port = 0;               // of the container
   sockaddr_storage client{}, server{};  // of the connection it came by; AF_UNSPEC: none
   std::int64_t bytes = 0;               // held in memory meanwhile
@@ -124,11 +136,15 @@ class Gateway {
   void unpublish(const std::string& pod);
 
   // From now on connections go to this replica (the one with the fewest in flight). Held ones are
-  // connected at once. `netns` is duplicated. Opening an open gate is an Error (kInternal).
-  void open_gate(const std::string& pod, const std::string& replica, const Fd& netns);
+  // connected at once. `netns` is duplicated. Opening an open gate is an Error (kInternal). Without
+  // an offer it is reached on the ports that its pod publishes.
+  void open_gate(const std::string& pod, const std::string& replica, const Fd& netns,
+                 std::optional<Offer> offer = {});
   // No new connections; those in flight go on. No error when it was not open.
   void close_gate(const std::string& pod, const std::string& replica);
-  // Waits until no connection of this replica is in flight; false at the time-out.
+  // Readable as soon as no connection of this replica is in flight.
+  Fd drained(const std::string& replica);
+  // Waits for that; false at the time-out.
   bool drain(const std::string& replica, std::int64_t timeout_us);
   // Resets what is left of this replica's connections.
   void drop(const std::string& replica);

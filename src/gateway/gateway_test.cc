@@ -949,6 +949,69 @@ TEST_F(GatewayTest, DrainWaitsForTheLastConnection) {
   EXPECT_TRUE(gateway.drain("unknown", 0));
 }
 
+TEST_F(GatewayTest, WhatIsOnlyKeptForANextRequestDoesNotHoldUpADrain) {
+  Gateway gateway({.quiet_us = 100'000});
+  std::uint16_t port =
+      gateway.publish("web", {{.container = kInside, .protocol = Protocol::kHttp}}).at(0).host;
+  std::promise<void> answer;
+  Server server(netns, [&](Fd& client) {
+    std::string request = hear(client, 4);
+    if (request == "slow") answer.get_future().wait();
+    say(client, request);
+    hear(client);
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd answered = connect_to(port), asking = connect_to(port);
+  say(answered, "ping");
+  EXPECT_EQ(hear(answered, 4), "ping");
+  say(asking, "slow");
+  EXPECT_TRUE(eventually([&] { return server.accepted() == 2; }));
+  gateway.close_gate("web", "r1");
+  EXPECT_EQ(hear(answered), "");
+  EXPECT_FALSE(gateway.drain("r1", 300'000));  // one has not had its answer
+  answer.set_value();
+  EXPECT_EQ(hear(asking), "slow");
+  EXPECT_TRUE(gateway.drain("r1", kPatienceUs));
+}
+
+TEST_F(GatewayTest, EachReplicaIsReachedAsItsOwnVersionSays) {
+  Gateway gateway;
+  PublishedPort where{.container = kInside};
+  where.host = gateway.publish("web", {where}).at(0).host;
+  Server old_one(netns, answers("old"));
+  gateway.open_gate("web", "r1", netns, Offer{{where}, {{"/", kInside}}});
+  PublishedPort other = where, more{.container = 9999};
+  other.container = 9000;
+  more.host = gateway.publish("web", {other, more}).at(1).host;
+  auto asked = [&](std::uint16_t port) {
+    Fd client = connect_to(port);
+    say(client, "ping");
+    return hear(client);
+  };
+  EXPECT_EQ(asked(where.host), "old");
+  // What only the new one has waits for it.
+  Fd waiting = connect_to(more.host);
+  say(waiting, "ping");
+  EXPECT_TRUE(eventually([&] { return gateway.traffic("web").held == 1; }));
+  Fd inside = make_netns();
+  Server new_one(inside, answers("new"), "10.77.0.2", 9000),
+      new_more(inside, answers("more"), "10.77.0.2", 9999);
+  gateway.open_gate("web", "r2", inside, Offer{{other, more}, {{"/", 9000}}});
+  EXPECT_EQ(hear(waiting), "more");
+  gateway.close_gate("web", "r1");
+  EXPECT_EQ(asked(where.host), "new");
+  std::promise<CallAnswer> answer;
+  std::uint64_t call = gateway.call(
+      {.pod = "web", .route = "/", .port = kInside},
+      {.answered = [&](CallAnswer found) { answer.set_value(std::move(found)); }, .dropped = {}});
+  CallAnswer reached = answer.get_future().get();
+  say(std::get<Reached>(reached).socket, "ping");
+  pollfd wait{std::get<Reached>(reached).socket.get(), POLLIN, 0};
+  ::poll(&wait, 1, kPatienceS * 1000);
+  EXPECT_EQ(hear(std::get<Reached>(reached).socket, 3), "new");
+  gateway.end_call(call);
+}
+
 TEST_F(GatewayTest, DropResetsWhatIsLeft) {
   Gateway gateway;
   std::uint16_t port = publish(gateway);

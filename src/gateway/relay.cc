@@ -99,6 +99,7 @@ bool Relay::copy(RelayTools& tools, Side& from, Side& to, Flow& flow) {
   ssize_t got = ::recv(from.fd.get(), tools.scratch(), RelayTools::kScratch, 0);
   if (got <= 0) return source_ended(got, from, to, flow);
   auto size = static_cast<std::size_t>(got);
+  asked_last_ = &flow == &upward_;
   if (size == RelayTools::kScratch)
     flow.streaming = true;
   else if (!from.hung_up)
@@ -131,6 +132,7 @@ bool Relay::fill(RelayTools& tools, Side& from, Side& to, Flow& flow) {
     return source_ended(got, from, to, flow);
   }
   flow.in_pipe = static_cast<std::size_t>(got);
+  asked_last_ = &flow == &upward_;
   flow.streaming = flow.in_pipe >= kStreamBytes;
   return flush(tools, to, flow);
 }

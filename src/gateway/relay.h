@@ -59,6 +59,8 @@ class Relay {
   };
 
   Progress pump(RelayTools& tools);
+  // Nothing is on its way, and the last bytes were the replica's.
+  bool answered() const { return !asked_last_ && upward_.in_pipe == 0 && downward_.in_pipe == 0; }
   bool replica_ended() const { return downward_.ended; }  // it sends no more
   std::uint64_t moved() const { return moved_; }          // bytes sent on, both directions
 
@@ -84,6 +86,7 @@ class Relay {
 
   Flow upward_, downward_;
   std::uint64_t moved_ = 0;
+  bool asked_last_ = false;  // the last bytes were the client's
 };
 
 // Closes so that the peer sees a reset, not an end of stream.

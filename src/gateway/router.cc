@@ -3,7 +3,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include <fmt/format.h>
 
@@ -17,10 +16,15 @@ namespace {
 constexpr std::int64_t kComplaintEveryUs = 1'000'000;
 // More at a full backlog would only fill the namespace with handshakes that come to nothing.
 constexpr int kPendingDials = 8;
-constexpr std::int64_t kLongestWaitUs = 365LL * 24 * 3600 * 1'000'000;
 
 bool same_place(const PublishedPort& a, const PublishedPort& b) {
   return a.address == b.address && a.host == b.host;
+}
+
+ClientAddress client_address_of(const std::vector<PublishedPort>& ports, std::uint16_t container) {
+  for (const PublishedPort& port : ports)
+    if (port.container == container) return port.client_address;
+  return ClientAddress::kGateway;
 }
 
 std::vector<PublishedPort> checked(const std::string& pod, std::vector<PublishedPort> ports) {
@@ -63,16 +67,18 @@ std::string refusal_text(Refusal why, const std::string& pod) {
 // Soon when it is a matter of luck, later when the pod seems to have a trouble of its own.
 int retry_after_s(Refusal why) { return why == Refusal::kTooLong ? 10 : 2; }
 
-void DrainWaiter::wake() {
-  std::lock_guard lock(mutex_);
-  free_ = true;
-  changed_.notify_all();
-}
-
-bool DrainWaiter::wait(std::int64_t timeout_us) {
-  std::unique_lock lock(mutex_);
-  auto time = std::chrono::microseconds(std::clamp<std::int64_t>(timeout_us, 0, kLongestWaitUs));
-  return changed_.wait_for(lock, time, [&] { return free_; });
+std::optional<Replica::Target> Replica::target(const Way& way) const {
+  if (!offer) return Target{way.port, way.client_address};
+  if (!way.route.empty()) {
+    auto found = offer->routes.find(way.route);
+    if (found == offer->routes.end()) return std::nullopt;
+    return Target{found->second, client_address_of(offer->ports, found->second)};
+  }
+  for (const PublishedPort& port : offer->ports)
+    if (way.host ? port.host == way.host && normal_address(port.address) == way.address
+                 : port.container == way.port)
+      return Target{port.container, port.client_address};
+  return std::nullopt;
 }
 
 // ---- ports ----
@@ -196,7 +202,8 @@ void Router::close_hold(const Hold& hold) {
 
 // ---- gates ----
 
-void Router::open_gate(const std::string& pod_name, const std::string& id, Fd netns) {
+void Router::open_gate(const std::string& pod_name, const std::string& id, Fd netns,
+                       std::optional<Offer> offer) {
   auto known = replicas_.find(id);
   if (known != replicas_.end() && known->second.open)
     throw Error(Code::kInternal, "open the gate of replica", id, "it is open already");
@@ -212,6 +219,7 @@ void Router::open_gate(const std::string& pod_name, const std::string& id, Fd ne
   Replica& replica = known->second;
   replica.serial = ++serial_;
   replica.netns = std::move(netns);
+  replica.offer = std::move(offer);
   replica.answered_at.clear();
   replica.open = true;
   pod.ready.push_back(&replica);
@@ -232,6 +240,8 @@ void Router::close_gate(Replica& replica) {
   if (!replica.open) return;
   replica.open = false;
   std::erase(replica.pod.ready, &replica);
+  for (Connection* connection : connections_where([&](auto& c) { return c.replica() == &replica; }))
+    connection->replica_leaves();
   forget_if_done(replica);
 }
 
@@ -245,23 +255,20 @@ void Router::drop(const std::string& id) {
   for (Connection* connection : connections) connection->replica_dropped();
 }
 
-void Router::add_waiter(const std::string& id, DrainWaiter& waiter) {
+void Router::tell_drained(const std::string& id, Fd event) {
   auto found = replicas_.find(id);
   if (found == replicas_.end() || found->second.in_flight == 0)
-    waiter.wake();
+    signal_event(event);
   else
-    found->second.waiters.push_back(&waiter);
+    found->second.waiters.push_back(std::move(event));
 }
 
-void Router::remove_waiter(const std::string& id, DrainWaiter& waiter) {
-  auto found = replicas_.find(id);
-  if (found != replicas_.end()) std::erase(found->second.waiters, &waiter);
-}
-
-Replica* Router::pick(Pod& pod, const std::vector<std::uint64_t>& tried, bool& busy) {
+Replica* Router::pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>& tried,
+                      bool& busy) {
   Replica* best = nullptr;
   for (Replica* replica : pod.ready) {
     if (std::ranges::find(tried, replica->serial) != tried.end()) continue;
+    if (!replica->target(way)) continue;
     if (replica->pending >= kPendingDials) {
       busy = true;
       continue;
@@ -276,7 +283,7 @@ Replica* Router::pick(Pod& pod, const std::vector<std::uint64_t>& tried, bool& b
 
 void Router::release(Replica& replica) {
   if (--replica.in_flight > 0) return;
-  for (DrainWaiter* waiter : std::exchange(replica.waiters, {})) waiter->wake();
+  for (const Fd& event : std::exchange(replica.waiters, {})) signal_event(event);
   forget_if_done(replica);
 }
 
@@ -293,11 +300,13 @@ void Router::accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
     complain("a connection was refused: too many are held", pod, port.container,
              pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
   if (full && port.protocol == Protocol::kTcp) return reset_socket(client);
-  Way way{.port = port.container, .client_address = port.client_address, .client = address};
-  if (way.client_address == ClientAddress::kProxy) {
-    socklen_t size = sizeof way.server;
-    ::getsockname(client.get(), reinterpret_cast<sockaddr*>(&way.server), &size);
-  }
+  Way way{.port = port.container,
+          .client_address = port.client_address,
+          .address = port.address,
+          .host = port.host,
+          .client = address};
+  socklen_t size = sizeof way.server;
+  ::getsockname(client.get(), reinterpret_cast<sockaddr*>(&way.server), &size);
   auto owned = std::make_unique<Tunnel>(*this, pod, hold, way, port.protocol, std::move(client));
   Tunnel& tunnel = *owned;
   add(std::move(owned));
@@ -311,10 +320,17 @@ void Router::accepted_link(const std::string& name, std::uint16_t number, Fd cli
   auto found = pods_.find(name);
   if (found == pods_.end()) return reset_socket(client);
   Pod& pod = found->second;
-  auto port = std::ranges::find_if(
+  PublishedPort wanted{.container = number};
+  auto published = std::ranges::find_if(
       pod.ports, [&](auto& candidate) { return candidate->where.container == number; });
-  if (port == pod.ports.end()) return reset_socket(client);
-  accept(pod, pod.calls, (*port)->where, std::move(client), address);
+  if (published != pod.ports.end())
+    wanted = (*published)->where;
+  else if (std::ranges::none_of(pod.ready, [&](const Replica* replica) {
+             return replica->offer && replica->target({.port = number});
+           }))
+    return reset_socket(client);
+  wanted.host = 0;  // whichever port of the host it is published on
+  accept(pod, pod.calls, wanted, std::move(client), address);
 }
 
 void Router::call(std::uint64_t number, const CallTarget& target, CallEvents events) {
@@ -328,7 +344,8 @@ void Router::call(std::uint64_t number, const CallTarget& target, CallEvents eve
              pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
     return events.answered(Refused{Refusal::kTooMany, refusal(Refusal::kTooMany, pod)});
   }
-  Way way{.port = target.port, .client = target.client, .server = target.server};
+  Way way{
+      .port = target.port, .route = target.route, .client = target.client, .server = target.server};
   for (auto& port : pod.ports)
     if (port->where.container == target.port) way.client_address = port->where.client_address;
   auto owned =

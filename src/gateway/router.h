@@ -2,13 +2,11 @@
 // only; the Gateway posts to it.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <list>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -46,18 +44,6 @@ class Port final : public EventLoop::Handler {
  private:
 };
 
-// Whoever waits for a replica to be free of connections; lives on the waiting thread's stack.
-class DrainWaiter {
- public:
-  void wake();
-  bool wait(std::int64_t timeout_us);  // false at the time-out
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool free_ = false;
-};
-
 struct Replica {
   std::string id;
   Pod& pod;
@@ -69,7 +55,15 @@ struct Replica {
   std::uint64_t picked = 0;                  // when last: equals take turns
   std::map<std::uint32_t, int> answered_at;  // container port -> the address that accepted last
   bool admits_clients = false;               // with their own addresses
-  std::vector<DrainWaiter*> waiters;
+  std::optional<Offer> offer;
+  std::vector<Fd> waiters;  // events of those who wait until nothing is in flight
+
+  // Where a connection goes in this replica; nullopt: it does not offer that.
+  struct Target {
+    std::uint16_t port;
+    ClientAddress client_address;
+  };
+  std::optional<Target> target(const Way& way) const;
 };
 
 struct Pod {
@@ -101,12 +95,11 @@ class Router {
   void set_trouble(const std::string& pod, const std::string& why);
   static std::string refusal(Refusal why, const Pod& pod);
   void unpublish(const std::string& pod);
-  void open_gate(const std::string& pod, const std::string& replica, Fd netns);
+  void open_gate(const std::string& pod, const std::string& replica, Fd netns,
+                 std::optional<Offer> offer);
   void close_gate(const std::string& pod, const std::string& replica);
   void drop(const std::string& replica);
-  void add_waiter(const std::string& replica,
-                  DrainWaiter& waiter);  // wakes it at once when the replica is free
-  void remove_waiter(const std::string& replica, DrainWaiter& waiter);
+  void tell_drained(const std::string& replica, Fd event);
   void call(std::uint64_t number, const CallTarget& target, CallEvents events);
   void end_call(std::uint64_t number);
   PodTraffic traffic(const std::string& pod) const;
@@ -119,9 +112,10 @@ class Router {
   // From a replica that may; reset when the pod has no such port.
   void accepted_link(const std::string& pod, std::uint16_t port, Fd client,
                      const sockaddr_storage& address);
-  // The ready replica with the fewest connections in flight that is not among `tried`; nullptr when
-  // there is none. `busy` is set when one was left out because enough wait for its backlog.
-  Replica* pick(Pod& pod, const std::vector<std::uint64_t>& tried, bool& busy);
+  // The ready replica with the fewest connections in flight that offers what is wanted and is not
+  // among `tried`; nullptr when there is none. `busy` is set when one was left out because enough
+  // wait for its backlog.
+  Replica* pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>& tried, bool& busy);
   void release(Replica& replica);  // one connection less
   void traffic_changed(Pod& pod);  // a connection came, moved on or went
   void forget(Connection& connection);

@@ -92,10 +92,22 @@ void Tunnel::on_own_timer() {
   // would hold up a drain: the kernel finds out which. (Clients have it from the start.)
   if (lingering_) keep_alive(relay_.replica.fd);
   // Activity does not touch the timer; it finds out here.
-  if (now - active_us_ >= router_.limits.idle_timeout_us)
-    end(End::kReset);
-  else
-    router_.loop.set_timer(*this, active_us_ + router_.limits.idle_timeout_us);
+  if (now - active_us_ >= router_.limits.idle_timeout_us) return end(End::kReset);
+  std::int64_t until = active_us_ + router_.limits.idle_timeout_us;
+  if (leaving_) {
+    std::int64_t quiet_at = active_us_ + router_.limits.quiet_us;
+    if (relay_.answered() && now >= quiet_at) return end(End::kClose);
+    until = std::min(until, std::max(quiet_at, now + router_.limits.quiet_us / 4));
+  }
+  router_.loop.set_timer(*this, until);
+}
+
+// A connection that is only kept for a next request would hold up the replica's end.
+void Tunnel::replica_leaves() {
+  if (phase_ != Phase::kConnected || protocol_ != Protocol::kHttp || leaving_) return;
+  leaving_ = true;
+  router_.loop.set_timer(*this,
+                         std::max(active_us_ + router_.limits.quiet_us, router_.loop.now_us()));
 }
 
 // One end has failed, and the other does not take what it had said: nothing else would end this.

@@ -14,6 +14,7 @@ class Tunnel final : public Connection {
 
   void start();  // watches the client, then dials or holds
   void start_refused(Refusal why);
+  void replica_leaves() override;
 
  private:
   void on_client(std::uint32_t events) override;
@@ -39,6 +40,7 @@ class Tunnel final : public Connection {
   bool watched_ = false;
   bool lingering_ = false;      // the replica ended its stream, the client did not
   std::int64_t active_us_ = 0;  // when bytes moved last
+  bool leaving_ = false;        // the replica is to leave
   bool counted_ = false;        // among those that are being told why
   std::size_t heard_ = 0;       // bytes thrown away after the refusal
 };

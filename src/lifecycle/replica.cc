@@ -152,16 +152,25 @@ std::string Replica::stop_reason() const {
 
 std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
 
-void Replica::stop(const std::string& why) {
+void Replica::stop(const std::string& why, std::optional<std::int64_t> drain_us) {
   {
     std::scoped_lock lock(mutex_);
-    if (ended(state_) || stop_) return;
+    if (ended(state_)) return;
+    std::int64_t until = monotonic_us() + drain_us.value_or(plan_.spec.stop_grace_us);
+    if (stop_) {
+      if (until < drain_until_us_) {
+        drain_until_us_ = until;
+        signal_event(wake_);
+      }
+      return;
+    }
     // The intent is written before anything happens: whatever is seen afterwards is read in its
     // light.
     services_.database.set_intent(row_.id, "stop");
     row_.intent = "stop";
     stop_ = true;
     stop_reason_ = why;
+    drain_until_us_ = until;
   }
   fault_point("stop.intended");
   signal_event(cancel_);
@@ -379,7 +388,7 @@ void Replica::live() {
       warm_up();
     } else if (adopted_ && state() == State::kReady && !stop_asked() &&
                !readable(slot_->shim->ended_fd())) {
-      services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
+      services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
     }
     if (state() == State::kReady) serve();
   } catch (const Error& error) {
@@ -689,7 +698,7 @@ void Replica::open_gate(const char* outcome, const std::string& message) {
   }
   move(Event::kOpen, message);
   fault("gate.ready");
-  services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
+  services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
 }
 
 // Whether it hangs, when it is time to ask.
@@ -762,7 +771,8 @@ void Replica::serve() {
     // New connections wait at the gateway, those in flight finish: none is open at the dump.
     services_.gate.close(row_.pod, row_.id);
     try {
-      if (services_.gate.drain(row_.id, 10'000'000))
+      Fd drained = services_.gate.drained(row_.id);
+      if (wait_readable(drained.get(), Deadline::after_us(10'000'000)))
         dump(true, &result.id, &result.failure);
       else
         result.failure = "connections to it did not end within 10 s";
@@ -774,7 +784,7 @@ void Replica::serve() {
     if (alive && state() == State::kCheckpointing)
       open_gate_after_dump(result.id, result.failure);
     else if (alive)
-      services_.gate.open(row_.pod, row_.id, slot_->endpoint.netns);
+      services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
     std::scoped_lock lock(mutex_);
     // Nobody fetches the answer when its caller has given up.
     command_ = command_.abandoned ? Command{} : result;
@@ -784,22 +794,12 @@ void Replica::serve() {
 
 // From any state to the end.
 void Replica::finish() {
-  {
-    std::scoped_lock lock(mutex_);
-    if (detach_) {
-      // The replica runs on; its slot is let go of without ending it. One that has none, or is half
-      // started, is the next daemon's to clean up.
-      slot_.reset();
-      if (command_.wanted) command_.finished = true;
-      command_done_.notify_all();
-      return;
-    }
-  }
+  if (let_go()) return;
   State at = state();
   if (ended(at)) return;
   bool by_wish = stop_asked();
   try {
-    end_container(at, by_wish);
+    if (!end_container(at, by_wish) && let_go()) return;
   } catch (const std::exception& error) {
     // The slot's destruction kills what is left.
     log::error("a container could not be ended in order",
@@ -831,8 +831,38 @@ void Replica::finish() {
   services_.checkpoints.replica_ended();
 }
 
-// Drain, SIGTERM, SIGKILL.
-void Replica::end_container(State at, bool by_wish) {
+// The daemon ends: the replica runs on, and its slot is let go of without ending it. One that has
+// none, or is half started, is the next daemon's to clean up.
+bool Replica::let_go() {
+  std::scoped_lock lock(mutex_);
+  if (!detach_) return false;
+  slot_.reset();
+  if (command_.wanted) command_.finished = true;
+  command_done_.notify_all();
+  return true;
+}
+
+// Until the connections have ended, or the container, or it is time. False when the daemon ends.
+bool Replica::wait_drained() {
+  Fd drained = services_.gate.drained(row_.id);
+  for (;;) {
+    std::int64_t left_us;
+    {
+      std::scoped_lock lock(mutex_);
+      if (detach_) return false;
+      left_us = drain_until_us_ - monotonic_us();
+    }
+    pollfd fds[3] = {
+        {drained.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+    if (::poll(fds, 3, Deadline::after_us(left_us).poll_ms()) < 0 && errno != EINTR)
+      throw_errno("poll", "replica");
+    if (fds[0].revents || fds[1].revents || left_us <= 0) return true;
+    if (fds[2].revents) clear_event(wake_);
+  }
+}
+
+// Drain, SIGTERM, SIGKILL. False when the daemon ends first.
+bool Replica::end_container(State at, bool by_wish) {
   bool alive = slot_ && !readable(slot_->shim->ended_fd());
   services_.gate.close(row_.pod, row_.id);
   std::int64_t grace = plan_.spec.stop_grace_us;
@@ -840,11 +870,11 @@ void Replica::end_container(State at, bool by_wish) {
   if (by_wish && alive && at == State::kReady) {
     move(Event::kDrain, why + ": connections finish first", {}, true);
     fault("stop.draining");
-    services_.gate.drain(row_.id, grace);
+    if (!wait_drained()) return false;
   }
   if (by_wish && state() != State::kStopping) move(Event::kStop, why, {}, true);
   if (by_wish) fault("stop.stopping");
-  if (!alive || !row_.pid) return;
+  if (!alive || !row_.pid) return true;
   // A standby is frozen: it has nothing to finish, and could not hear it.
   if (at != State::kStandby)
     slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));
@@ -853,6 +883,7 @@ void Replica::end_container(State at, bool by_wish) {
       !wait_readable(slot_->shim->ended_fd(), Deadline::after_us(grace)))
     slot_->shim->call({{"op", "signal"}, {"signal", SIGKILL}}, Deadline::after_ms(5000));
   wait_readable(slot_->shim->ended_fd(), Deadline::after_ms(5000));
+  return true;
 }
 
 // Writes into the row how it ended. The checkpoint to blame for it, or "".

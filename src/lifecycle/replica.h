@@ -24,9 +24,10 @@ namespace thaw::lifecycle {
 class Gate {
  public:
   virtual ~Gate() = default;
-  virtual void open(const std::string& pod, const std::string& replica, const Fd& netns) = 0;
+  // `spec` is the replica's own, which may be another version's than its pod's.
+  virtual void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns) = 0;
   virtual void close(const std::string& pod, const std::string& replica) = 0;
-  virtual bool drain(const std::string& replica, std::int64_t timeout_us) = 0;
+  virtual Fd drained(const std::string& replica) = 0;  // readable when none is in flight
   virtual void drop(const std::string& replica) = 0;
 };
 
@@ -59,8 +60,8 @@ class Replica {
   const PodPlan& plan() const { return plan_; }
 
   // Writes the intent down, then ends it: drain, SIGTERM, SIGKILL after the grace time. Returns at
-  // once.
-  void stop(const std::string& why);
+  // once. The drain takes `drain_us` at most, or the grace time; asked again, the shorter.
+  void stop(const std::string& why, std::optional<std::int64_t> drain_us = {});
   // The daemon ends, the replica runs on.
   void detach();
   // A standby that nobody has taken yet.
@@ -91,7 +92,9 @@ class Replica {
   void open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure);
   void serve();
   void finish();
-  void end_container(State at, bool by_wish);
+  bool wait_drained();
+  bool let_go();
+  bool end_container(State at, bool by_wish);
   std::string read_end(State at, bool by_wish);
   void move(Event event, const std::string& message, nlohmann::json data = nlohmann::json::object(),
             bool anyway = false);
@@ -123,6 +126,7 @@ class Replica {
   std::vector<state::EventRow> unwritten_;
   bool standby_ = false;  // not taken yet
   std::string stop_reason_;
+  std::int64_t drain_until_us_ = 0;  // monotonic
   std::string collecting_;           // the checkpoint that it was dumped into last
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
   bool learn_anything_ = false;

@@ -46,15 +46,13 @@ constexpr std::int64_t kSettledUs =
 class GatewayGate : public lifecycle::Gate {
  public:
   explicit GatewayGate(gateway::Gateway& gateway) : gateway_(gateway) {}
-  void open(const std::string& pod, const std::string& replica, const Fd& netns) override {
-    gateway_.open_gate(pod, replica, netns);
+  void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns) override {
+    gateway_.open_gate(spec.name, replica, netns, offer_of(spec));
   }
   void close(const std::string& pod, const std::string& replica) override {
     gateway_.close_gate(pod, replica);
   }
-  bool drain(const std::string& replica, std::int64_t timeout_us) override {
-    return gateway_.drain(replica, timeout_us);
-  }
+  Fd drained(const std::string& replica) override { return gateway_.drained(replica); }
   void drop(const std::string& replica) override { gateway_.drop(replica); }
 
  private:
@@ -120,6 +118,7 @@ struct Controller::Impl {
     std::int64_t last_failure_us = 0;  // monotonic
     int demand = 0;  // replicas that its connections call for, beyond those that the user wants
     std::int64_t demand_check_us = 0;  // monotonic: when fewer may do
+    bool ways_of_earlier = false;      // ports and routes of an earlier version are there, too
     int standby_failures = 0;
     std::int64_t standby_pause_us = 0;  // monotonic
   };
@@ -235,11 +234,17 @@ struct Controller::Impl {
   }
 
   // Everything that leads clients to the pod; nothing has changed when it throws.
-  std::vector<gateway::PublishedPort> publish(const state::PodSpec& spec) {
-    if (front) front->routes().check(spec.name, routes_of(spec));
-    auto ports = gateway.publish(spec.name, published_ports(spec), spec.concurrency);
-    if (front) front->routes().set(spec.name, routes_of(spec));
+  // The ways to replicas of an `earlier` version stay as long as those serve.
+  std::vector<gateway::PublishedPort> publish(const state::PodSpec& spec,
+                                              const state::PodSpec* earlier = nullptr) {
+    auto wanted = published_ports(spec);
+    auto routes = routes_of(spec);
+    if (earlier) keep_earlier(wanted, routes, *earlier);
+    if (front) front->routes().check(spec.name, routes);
+    auto ports = gateway.publish(spec.name, wanted, spec.concurrency);
+    if (front) front->routes().set(spec.name, routes);
     links.set(spec.name, spec.links);
+    ports.resize(spec.ports.size());
     return ports;
   }
 
@@ -555,8 +560,12 @@ struct Controller::Impl {
     std::int64_t ready = 0;
     for (auto& [id, replica] : replicas) {
       state::ReplicaRow row = replica->row();
-      if (row.pod != pod.row.name || row.intent == "stop" || lifecycle::ended(replica->state()))
+      if (row.pod != pod.row.name || lifecycle::ended(replica->state())) continue;
+      if (row.intent == "stop") {
+        // One that drains hurries when the user wants the pod stopped.
+        if (pod.row.stopped) replica->stop("the pod was stopped");
         continue;
+      }
       if (row.version != pod.row.version)
         old.push_back(replica.get());
       else if (replica->resting())
@@ -595,12 +604,22 @@ struct Controller::Impl {
     });
     for (std::int64_t extra = static_cast<std::int64_t>(current.size()) - wanted, i = 0; i < extra;
          ++i)
-      current[static_cast<std::size_t>(i)].replica->stop(pod.row.stopped ? "the pod was stopped"
-                                                                         : "scaled down");
-    if (ready >= wanted)
+      current[static_cast<std::size_t>(i)].replica->stop(
+          pod.row.stopped ? "the pod was stopped" : "scaled down", drain_of(pod));
+    if (ready >= wanted) {
       for (Replica* replica : old)
-        replica->stop(wanted ? "a new version has taken over" : "the pod was stopped");
+        replica->stop(wanted ? "a new version has taken over" : "the pod was stopped",
+                      drain_of(pod));
+      if (pod.ways_of_earlier && !in_change.contains(pod.row.name)) {
+        publish(pod.spec);
+        pod.ways_of_earlier = false;
+      }
+    }
     keep_standbys(pod, standbys, short_of_memory, next_us);
+  }
+
+  static std::optional<std::int64_t> drain_of(const Pod& pod) {
+    return pod.row.stopped ? std::nullopt : std::optional(pod.spec.drain_us);
   }
 
   void keep_standbys(Pod& pod, std::vector<Replica*>& standbys, bool short_of_memory,
@@ -796,7 +815,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
         if (port.host == 0 && old.container == port.container && old.address == port.address)
           port.host = old.host;
   PodPlan plan = impl.plan_for(spec, before ? before->row.version : 1);
-  std::vector<gateway::PublishedPort> ports = impl.publish(spec);
+  std::vector<gateway::PublishedPort> ports = impl.publish(spec, before ? &before->spec : nullptr);
   for (std::size_t i = 0; i < ports.size(); ++i) spec.ports[i].host = ports[i].host;
   plan.spec.ports = spec.ports;
 
@@ -818,6 +837,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     pod.row.updated_us = wall_us();
     if (result.created) pod.row.created_us = pod.row.updated_us;
     pod.spec = spec;
+    pod.ways_of_earlier = !result.created;
   }
   if (result.changed || !pod.plan) {
     plan.version = pod.row.version;

@@ -201,6 +201,9 @@ const std::vector<Field<PodSpec>>& replica_fields() {
             "Connections for each replica before another one is started."),
       field("keep_warm", &PodSpec::keep_warm_us, Duration{0, kDay},
             "Time without traffic after which replicas beyond min go."),
+      field("drain", &PodSpec::drain_us, Duration{0, kDay},
+            "Time that a replica's connections have to end when scaling or a new version takes it "
+            "away; with `thaw stop` it is stop_grace."),
       field("scale_down_delay", &PodSpec::scale_down_delay_us, Duration{0, kDay},
             "Time with less traffic after which the replicas it does not need go."),
   };

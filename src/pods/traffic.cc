@@ -1,5 +1,8 @@
 #include "pods/traffic.h"
 
+#include <algorithm>
+
+#include "gateway/listener.h"
 #include "network/links.h"
 
 namespace thaw::pods {
@@ -36,6 +39,28 @@ std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec) 
                                      : gateway::Protocol::kTcp,
                      .client_address = client_address(port.client_address)});
   return ports;
+}
+
+gateway::Offer offer_of(const state::PodSpec& spec) {
+  gateway::Offer offer{.ports = published_ports(spec), .routes = {}};
+  for (const auto& route : spec.routes) offer.routes[route.host + route.path] = route.port;
+  return offer;
+}
+
+void keep_earlier(std::vector<gateway::PublishedPort>& ports, std::vector<front::Route>& routes,
+                  const state::PodSpec& earlier) {
+  for (auto& port : published_ports(earlier))
+    if (std::ranges::none_of(ports, [&](const gateway::PublishedPort& other) {
+          return other.host == port.host &&
+                 gateway::addresses_overlap(gateway::normal_address(other.address),
+                                            gateway::normal_address(port.address));
+        }))
+      ports.push_back(std::move(port));
+  for (auto& route : routes_of(earlier))
+    if (std::ranges::none_of(routes, [&](const front::Route& other) {
+          return other.host == route.host && other.path == route.path;
+        }))
+      routes.push_back(std::move(route));
 }
 
 void Links::set(const std::string& pod, const std::vector<std::string>& links) {

@@ -18,6 +18,8 @@ namespace thaw::pods {
 
 gateway::Limits traffic_limits(const lifecycle::Settings& settings);
 std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec);
+// What a replica of this specification offers.
+gateway::Offer offer_of(const state::PodSpec& spec);
 // Which pods a pod may reach. Thread-safe; asked by the gateway's thread.
 class Links {
  public:
@@ -33,6 +35,10 @@ class Links {
 };
 
 std::vector<front::Route> routes_of(const state::PodSpec& spec);
+// While replicas of an earlier version serve: what that had and the new one does not, where both
+// fit.
+void keep_earlier(std::vector<gateway::PublishedPort>& ports, std::vector<front::Route>& routes,
+                  const state::PodSpec& earlier);
 // nullptr when none is wanted.
 std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
                                          gateway::Gateway& gateway, state::Database& database);

@@ -120,7 +120,9 @@ struct PodSpec {
   bool standby_warm = true;  // answered its probe before it was frozen; else stopped before its
                              // first instruction
   int concurrency = 100;     // connections for each replica before another is started
-  std::int64_t keep_warm_us = 60'000'000;         // without traffic, before the last one goes
+  std::int64_t keep_warm_us = 60'000'000;  // without traffic, before the last one goes
+  std::int64_t drain_us = 3'600'000'000;   // for the connections of one that scaling or a new
+                                           // version takes away
   std::int64_t scale_down_delay_us = 30'000'000;  // with less traffic, before some go
   CheckpointSpec checkpoint;
   // What must hold before a replica gets traffic; where nothing says so: that one of its ports

@@ -41,7 +41,7 @@ def test_routes(daemon):
     daemon.remove("a")
     equal(who("/", "a.example.com"), "b", "who answers when the pod is gone")
     deploy(daemon, "b", routes=[{"host": "new.example.com"}])
-    equal(front.ask("/everywhere")[0], 404, "a route that the new version has not")
+    thawtest.wait_for(lambda: front.ask("/everywhere")[0] == 404, "a route that the new version has not is gone with the old one")
     daemon.restart()
     equal(who("/", "new.example.com"), "b", "who answers after a restart of the daemon")
 

@@ -4,6 +4,7 @@
 /echo         the request's body, in chunks as they come
 /length/N     N bytes with a length; /endless/N without one, until the end
 /early        an answer before the body was read
+/slow/N       the same as /seen, after N seconds
 /cut          fewer bytes than it promised
 /hang         nothing, until the client goes
 /upgrade      101, and then every byte comes back
@@ -78,6 +79,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"0123456789")
             self.close_connection = True
+        elif name == "slow":
+            time.sleep(float(value))
+            self.answer(b"slow\n")
         elif name == "hang":
             self.rfile.read(1)
             self.close_connection = True

@@ -1,0 +1,124 @@
+"""New versions and scaling under load: no request fails, and what was begun is finished."""
+
+import contextlib
+import threading
+import time
+
+import thawtest
+import traffic
+from thawtest import check, equal, wait_for
+
+PORT = thawtest.free_port()
+
+
+class Load:
+    """Clients that ask all the time, at the published port and at the shared one, with a connection for each request. None may fail."""
+
+    def __init__(self, published, clients=6):
+        self.ports = [published, PORT]
+        self.over = threading.Event()
+        self.errors, self.answered, self.replicas = [], 0, set()
+        self.lock = threading.Lock()
+        self.threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(clients)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind, *_):
+        self.over.set()
+        for thread in self.threads:
+            thread.join(60)
+        if kind is None:
+            equal(self.errors[:3], [], f"errors among {self.answered} answers")
+            check(self.answered > 20, f"only {self.answered} requests were made")
+
+    def ask(self, number):
+        while not self.over.is_set():
+            try:
+                seen, _ = traffic.Front(self.ports[number % 2]).seen(timeout=60)
+                with self.lock:
+                    self.answered += 1
+                    self.replicas.add(seen["identity"]["replica"])
+            except Exception as error:  # whatever it is, it is a failed request
+                self.errors.append(f"{time.time():.3f} {error!r}")
+
+
+def settle(daemon, version):
+    """Until only replicas of this version are left."""
+    wait_for(lambda: {row["version"] for row in daemon.replicas("a")} == {version}, f"version {version} is alone", timeout=90)
+
+
+def test_versions(daemon):
+    """A version with another port, one that takes its time, one that cannot run: clients notice none of it."""
+    host, side = thawtest.free_port(), thawtest.free_port()
+    base = {"routes": [{}], "replicas": {"min": 1, "max": 4, "drain": "30s"}}
+
+    def ports(container, *more):
+        return [{"container": container, "host": host, "protocol": "http"}, *more]
+
+    traffic.deploy(daemon, "a", **base, ports=ports(8000, {"container": 9000, "host": side}), checkpoint={})
+    with Load(host) as load:
+        version = daemon.api("GET", "/v1/pods/a")["version"]
+        slow = {"STARTS_IN": "3"}
+        traffic.deploy(daemon, "a", **base, wait=False, ports=ports(8001), checkpoint={}, command=["python3", "-S", "-E", "/app/traffic.py", "8001"], env=slow)
+        # What the new version does not have is there as long as the old one serves.
+        with contextlib.closing(traffic.Front(side).connect()) as client:
+            equal(client.makefile("rb").readline(), b"10.77.0.1\n", "answer at a port of the old version")
+        settle(daemon, version + 1)
+        wait_for(lambda: refused(side), "the old version's port is closed")
+        check(len(load.replicas) > 1, f"only {load.replicas} answered")
+        # One that cannot run leaves the old one serving; the next takes over from there.
+        traffic.deploy(daemon, "a", **base, wait=False, ports=ports(8000), checkpoint={}, command=["sh", "-c", "exit 3"])
+        daemon.wait_event(lambda e: e["type"] == "pod.crash_loop", "the broken version crashes", 0, "a")
+        equal({row["version"] for row in daemon.replicas("a", "ready")}, {version + 1}, "versions that serve")
+        traffic.deploy(daemon, "a", **base, wait=False, ports=ports(8000))
+        settle(daemon, version + 3)
+
+
+def refused(port):
+    try:
+        traffic.Front(port).connect(5).close()
+        return False
+    except ConnectionRefusedError:
+        return True
+
+
+def test_scaling(daemon):
+    """Up and down all the time under load: no request fails."""
+    host = thawtest.free_port()
+    traffic.deploy(daemon, "a", routes=[{}], ports=[{"container": 8000, "host": host, "protocol": "http"}], checkpoint={"when": {"tcp": 8000}})
+    daemon.wait_checkpoint("a")
+    with Load(host):
+        for count in (3, 1, 4, 2, 0, 3, 0, 1):
+            daemon.scale("a", count, wait=False)
+            time.sleep(0.7)
+
+
+def test_drain(daemon):
+    """A request that takes longer than stop_grace is finished when scaling takes its replica away; `thaw stop` waits stop_grace only."""
+    traffic.deploy(daemon, "a", routes=[{}], stop_grace="1s", replicas={"min": 0, "max": 1, "keep_warm": "0s"})
+    for ask in (traffic.Front(PORT).ask, traffic.Front(daemon.port("a", 8000)).ask):
+        daemon.scale("a", 1)
+        answers = []
+        client = threading.Thread(target=lambda ask=ask: answers.append(ask("/slow/4")))
+        client.start()
+        wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"], "the request is with the replica")
+        daemon.scale("a", 0, wait=False)
+        wait_for(lambda: daemon.replicas("a", "draining"), "the replica drains")
+        client.join(30)
+        equal([(status, body) for status, _, body in answers], [(200, b"slow\n")], "the answer of a replica that leaves")
+        wait_for(lambda: not daemon.replicas("a"), "the replica has ended")
+    daemon.scale("a", 1)
+    with contextlib.closing(traffic.Front(daemon.port("a", 8000)).connect()) as client:
+        client.sendall(b"GET /slow/600 HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"], "the request is with the replica")
+        daemon.scale("a", 0, wait=False)
+        wait_for(lambda: daemon.replicas("a", "draining"), "the replica drains")
+        daemon.cli("stop", "a")
+        wait_for(lambda: not daemon.replicas("a"), "the replica has ended", timeout=30)
+
+
+if __name__ == "__main__":
+    thawtest.main(globals(), daemon_arguments=("--front", f"127.0.0.1:{PORT}"))
