@@ -46,6 +46,22 @@ Manifest from_json(const nlohmann::json& json) {
   return manifest;
 }
 
+// As long as it is the same, nobody has written to the file (or put another in its place).
+std::string identity(const struct stat& info) {
+  return fmt::format("{} {} {} {}.{} {}.{}", info.st_dev, info.st_ino, info.st_size,
+                     info.st_mtim.tv_sec, info.st_mtim.tv_nsec, info.st_ctim.tv_sec,
+                     info.st_ctim.tv_nsec);
+}
+
+// The identities of images that had the right digest, for a daemon that has not seen them yet.
+constexpr const char* kChecked = "checked";
+
+void write_checked(const std::string& directory, const std::string& id, nlohmann::json identities,
+                   const std::string& key) {
+  write_signed(directory + "/" + kChecked, {{"checked", id}, {"identities", std::move(identities)}},
+               key);
+}
+
 struct stat regular_file(const std::string& path) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0)
@@ -160,11 +176,13 @@ void seal(Manifest& manifest, const std::string& directory, const std::string& k
   manifest.trees.clear();
   manifest.bytes = manifest.memory_bytes = 0;
   manifest.tasks = 0;
+  nlohmann::json identities = nlohmann::json::object();
   for (const std::string& name : names_in(directory + "/images")) {
     std::string path = "images/" + name;
     struct stat info = regular_file(directory + "/" + path);
     Fd file = Fd::open(directory + "/" + path, O_RDONLY);
     check(::fdatasync(file.get()), "sync", path);
+    identities[path] = identity(info);
     manifest.files.push_back({path, static_cast<std::uint64_t>(info.st_size),
                               store::digest_file(directory + "/" + path)});
     manifest.bytes += static_cast<std::uint64_t>(info.st_size);
@@ -173,9 +191,10 @@ void seal(Manifest& manifest, const std::string& directory, const std::string& k
     if (name.rfind("core-", 0) == 0) ++manifest.tasks;
   }
   for (const std::string& name : names_in(directory))
-    if (name != "images" && name != "manifest.json")
+    if (name != "images" && name != "manifest.json" && name != kChecked)
       manifest.trees[name] = store::digest_tree(directory + "/" + name);
   fault_point("seal.hashed");
+  write_checked(directory, manifest.id, std::move(identities), key);
   write_signed(directory + "/manifest.json", to_json(manifest), key);
 }
 
@@ -214,11 +233,14 @@ Manifest Verifier::verify(const std::string& directory) {
   }
   check_names(manifest, directory);
   std::scoped_lock lock(mutex_);
-  auto identity = [](const struct stat& info) {
-    return fmt::format("{} {} {} {}.{} {}.{}", info.st_dev, info.st_ino, info.st_size,
-                       info.st_mtim.tv_sec, info.st_mtim.tv_nsec, info.st_ctim.tv_sec,
-                       info.st_ctim.tv_nsec);
-  };
+  if (seen_.insert(directory).second) {
+    nlohmann::json checked = read_signed(directory + "/" + kChecked, key_);
+    if (checked.is_object() && checked.value("checked", "") == manifest.id)
+      for (auto& [path, value] : checked["identities"].items())
+        if (value.is_string()) known_[directory + "/" + path] = value;
+  }
+  bool hashed = false;
+  nlohmann::json identities = nlohmann::json::object();
   for (const FileRecord& file : manifest.files) {
     std::string full = directory + "/" + file.path;
     struct stat info = regular_file(full);
@@ -227,8 +249,10 @@ Manifest Verifier::verify(const std::string& directory) {
       throw Error(Code::kCorrupt, "use checkpoint file", full,
                   fmt::format("it has {} bytes instead of {}", info.st_size, file.size));
     std::string now = identity(info);
+    identities[file.path] = now;
     auto known = known_.find(full);
     if (known != known_.end() && known->second == now) continue;
+    hashed = true;
     if (store::digest_file(full) != file.sha256)
       throw Error(Code::kCorrupt, "use checkpoint file", full,
                   "its contents have changed (sha256)");
@@ -248,6 +272,11 @@ Manifest Verifier::verify(const std::string& directory) {
       throw Error(Code::kCorrupt, "use checkpoint layer", full,
                   "its contents have changed (sha256)");
     known_[full] = now;
+  }
+  try {
+    if (hashed) write_checked(directory, manifest.id, std::move(identities), key_);
+  } catch (const Error&) {
+    // The next daemon hashes them, then.
   }
   return manifest;
 }

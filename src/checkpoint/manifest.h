@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -56,9 +57,10 @@ bool mac_fits(const std::string& mac, std::string_view bytes, const std::string&
 void write_signed(const std::string& path, nlohmann::json json, const std::string& key);
 nlohmann::json read_signed(const std::string& path, const std::string& key);
 
-// Checks checkpoints before anything in them is used. Remembers what it has hashed (by device,
-// inode, size and times), so that only the first restore after the daemon's start reads the memory
-// images. Thread-safe.
+// Checks checkpoints before anything in them is used. What was hashed (known again by device,
+// inode, size and times) is not hashed again; of the images a new daemon knows it, too, from the
+// file `checked` beside the manifest, so that no restore reads the whole memory. Layers are hashed
+// once a daemon. Thread-safe.
 class Verifier {
  public:
   explicit Verifier(std::string key) : key_(std::move(key)) {}
@@ -70,7 +72,8 @@ class Verifier {
   std::string key_;
   std::mutex mutex_;
   std::map<std::string, std::string>
-      known_;  // path -> identity of the inode that had the right digest
+      known_;                   // path -> identity of the inode that had the right digest
+  std::set<std::string> seen_;  // folders
 };
 
 }  // namespace thaw::checkpoint

@@ -66,6 +66,38 @@ TEST_F(ManifestTest, DamageInEachPart) {
   }
 }
 
+// Bytes that this process has read so far.
+std::uint64_t bytes_read() {
+  return std::stoull(read_file("/proc/thread-self/io").substr(std::strlen("rchar: ")));
+}
+
+TEST_F(ManifestTest, ANewDaemonDoesNotReadTheMemoryAgain) {
+  constexpr std::uint64_t kSize = 4 << 20;
+  write_file(at("images/pages-1.img"), std::string(kSize, 'm'));
+  seal(manifest_, directory_, key_);
+  auto reads = [&] {
+    std::uint64_t before = bytes_read();
+    EXPECT_EQ(verify(), "");
+    return bytes_read() - before;
+  };
+  EXPECT_LT(reads(), kSize / 2);
+  // What is not known for sure is read, and known from then on.
+  std::filesystem::copy_file(at("images/pages-1.img"), at("copy"));
+  std::filesystem::rename(at("copy"), at("images/pages-1.img"));
+  EXPECT_GE(reads(), kSize);
+  EXPECT_LT(reads(), kSize / 2);
+  for (const char* text : {"", "{}", "no JSON"}) {
+    write_file(at("checked"), text);
+    EXPECT_GE(reads(), kSize) << text;
+  }
+  // Another checkpoint's says nothing of this one.
+  Manifest other = manifest_;
+  other.id = "decade";
+  seal(other, directory_, key_);
+  write_signed(at("manifest.json"), to_json(manifest_), key_);
+  EXPECT_GE(reads(), kSize);
+}
+
 TEST_F(ManifestTest, WhatWasAddedToTheImages) {
   write_file(at("images/inventory.img"), "");
   EXPECT_THAT(verify(), ::testing::HasSubstr("inventory.img was not there"));
