@@ -6,6 +6,8 @@
  *     load_model();
  *     thaw_ready();
  *     if (thaw_wait_for_restore(-1) == 1) reconnect();
+ *
+ * thaw_on_restore() makes a thread: build with -pthread.
  */
 #ifndef THAW_H
 #define THAW_H
@@ -18,6 +20,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,6 +149,60 @@ static inline int thaw_identity(const char *field, char *value, size_t size) {
   at += strlen(key);
   memcpy(value, at, (size_t)(end - at));
   value[end - at] = '\0';
+  return 0;
+}
+
+struct thaw_on_restore_ {
+  void (*call)(void *);
+  void *data;
+  char generation[64];
+};
+
+static inline void *thaw_watch_(void *given) {
+  struct thaw_on_restore_ *watch = (struct thaw_on_restore_ *)given;
+  char generation[sizeof watch->generation], events[4096];
+  struct pollfd entry;
+  entry.fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+  entry.events = POLLIN;
+  if (entry.fd >= 0) inotify_add_watch(entry.fd, THAW_FOLDER, IN_CREATE | IN_MOVED_TO);
+  for (;;) {
+    if (thaw_restored() && thaw_identity("generation", generation, sizeof generation) == 0 &&
+        strcmp(generation, watch->generation) != 0) {
+      memcpy(watch->generation, generation, sizeof generation);
+      watch->call(watch->data);
+    }
+    /* As in thaw_wait_for_restore. */
+    if (poll(&entry, 1, 1000) > 0 && read(entry.fd, events, sizeof events) < 0 && errno != EAGAIN) break;
+  }
+  return NULL;
+}
+
+/* Calls call(data) in this process after each restore, on a thread of its own that takes no signals. 0, or -1 with errno. A process that
+ * is forked later has no such thread, and calls this itself. */
+static inline int thaw_on_restore(void (*call)(void *), void *data) {
+  struct thaw_on_restore_ *watch;
+  pthread_t thread;
+  sigset_t all, before;
+  int failed;
+  if (!thaw_inside()) return 0;
+  watch = (struct thaw_on_restore_ *)calloc(1, sizeof *watch);
+  if (!watch) return -1;
+  watch->call = call;
+  watch->data = data;
+  if (thaw_identity("generation", watch->generation, sizeof watch->generation) != 0) {
+    free(watch);
+    return -1;
+  }
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  failed = pthread_create(&thread, NULL, thaw_watch_, watch);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (failed) {
+    free(watch);
+    errno = failed;
+    return -1;
+  }
+  pthread_detach(thread);
   return 0;
 }
 

@@ -41,6 +41,9 @@ function ready() {
       // Another worker did, or it is another user's.
     }
   }
+  if (process.env.THAW_CHECKPOINT_CONDITION === 'notify') {
+    process.emitWarning('thaw: node cannot send READY=1, which the condition notify() waits for: use workers(1) instead');
+  }
   touch(`${workers}/${process.pid}`);
   touch(`${FOLDER}/ready`);
 }

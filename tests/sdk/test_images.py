@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -134,11 +135,34 @@ def test_oci_and_dockerfile(daemon):
         equal(pathlib.Path(image.build().source["rootfs"], "word").read_text(), "two\n", "an edited file that .dockerignore lets through")
 
 
+def small_root(folder):
+    """A root file system in which a shell runs: a layer of it is made in no time."""
+    for name in ("sh", "env", "mkdir", "sleep", "true"):
+        program = f"{ROOTFS}/usr/bin/{name}"
+        for path in [program, *re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout)]:
+            inner = folder / path.removeprefix(ROOTFS).lstrip("/")
+            inner.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(os.path.realpath(path) if path != program else path, inner)
+    (folder / "bin").exists() or os.symlink("usr/bin", folder / "bin")
+    return Image.from_rootfs(str(folder), link=True)
+
+
+def test_built_once():
+    """Two deploys that need the same layer at the same time: one builds it, the other waits."""
+    root = pathlib.Path(tempfile.mkdtemp(dir=CACHE))
+    small_root(root)
+    code = f"import thaw; print(thaw.Image.from_rootfs({str(root)!r}, link=True).run('echo once; sleep 1').build(lambda line: print(line, flush=True)).source)"
+    builders = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [builder.communicate(timeout=60)[0].splitlines() for builder in builders]
+    equal(sum("  once" in lines for lines in said), 1, f"how often it was built: {said}")
+    equal(len({lines[-1] for lines in said}), 1, "the layers that they got")
+
+
 def test_a_file_that_changes_while_it_is_read():
     """Between the look at it and the copy: refused, and nothing wrong is kept under the digest of what was there before."""
-    folder = pathlib.Path(tempfile.mkdtemp(dir=CACHE))
+    folder, root = (pathlib.Path(tempfile.mkdtemp(dir=CACHE)) for _ in range(2))
     (folder / "words").write_text("before")
-    image = base().add(str(folder))
+    image = small_root(root).add(str(folder))
 
     def edit(line):
         if str(folder) in line:
@@ -151,14 +175,15 @@ def test_a_file_that_changes_while_it_is_read():
 
 def test_prune(daemon):
     """Layers above an added folder go like those of the folder; what a killed build left goes, what is being built stays."""
-    folder = pathlib.Path(tempfile.mkdtemp(dir=CACHE))
-    base().run("true").build()
+    folder, root = (pathlib.Path(tempfile.mkdtemp(dir=CACHE)) for _ in range(2))
+    small = small_root(root)
+    small.run("true").build()
     before = listing()[0]
     for word in ("one", "two"):
         (folder / "words").write_text(word)
-        built = base().add(str(folder)).run("true").build()
+        built = small.add(str(folder)).run("true").build()
     equal(len(set(CACHE.glob("images/layers/*")) - set(map(pathlib.Path, before))), 4, "layers of two builds")
-    code = f"import thaw; thaw.Image.from_rootfs({ROOTFS!r}, link=True).run('echo under way; sleep 1000').build(lambda line: print(line, flush=True))"
+    code = f"import thaw; thaw.Image.from_rootfs({str(root)!r}, link=True).run('echo under way; sleep 1000').build(lambda line: print(line, flush=True))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as builder:
         while "  under way" not in builder.stdout.readline():
             pass
@@ -169,7 +194,6 @@ def test_prune(daemon):
     equal(list(CACHE.glob("images/layers/.*")), [], "work folders after it was killed")
     check(pathlib.Path(built.source["rootfs"], "app/words").read_text() == "two", "the newest layers are gone")
     build.prune(client(daemon), kept=0)
-    # The copy of the root file system stays: it takes a month.
     equal([path for path in listing()[0] if path not in before and "layer.json" not in path], [], "what is left")
     check(not list(CACHE.glob("images/content/*/*")), "contents that no layer has")
 
@@ -234,6 +258,28 @@ def test_failed_change_is_put_back(daemon):
     wait_for(lambda: daemon.replicas("change", "ready"), "the old one serves again")
     equal(daemon.api("GET", "/v1/pods/change")["spec"]["command"], version, "the command after the failed change")
     pod(["app.py"]).remove()
+
+
+def test_the_documented_way(daemon):
+    """What docs/python.md tells a new user to type, upon an installed thaw: from nothing to a restored pod."""
+    block = (thawtest.REPOSITORY / "docs/python.md").read_text().split("```")[1]
+    commands = [line.partition("#")[0].strip() for line in block.strip().splitlines()]
+    equal(commands[:2], ["scripts/setup && make install", "thaw daemon &"], "what this test does in its own way")
+    prefix, folder = daemon.data / "prefix", daemon.data / "user"
+    folder.mkdir()
+    subprocess.run(["cmake", "--install", os.path.dirname(daemon.binary), "--prefix", prefix], check=True, capture_output=True, timeout=120)
+    env = {**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, "PATH": f"{prefix}/bin:{os.environ['PATH']}", "THAW_HOST": daemon.address}
+    said = {}
+    for command in commands[2:]:
+        if command.startswith("thaw scale"):
+            daemon.wait_checkpoint("hello")
+        command = command.replace("http://127.0.0.1:PORT/", said.get("thaw deploy hello/app.py:pod", "?"))
+        done = subprocess.run(["sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
+        equal(done.returncode, 0, f"exit code of `{command}` ({done.stdout}{done.stderr})")
+        said[command] = done.stdout.strip()
+    check('"started_from": "cold"' in said[next(command for command in said if command.startswith("curl"))], f"the first answer: {said}")
+    check(any(row["started_from"] != "cold" for row in daemon.replicas("hello")), "no replica was restored")
+    daemon.remove("hello")
 
 
 def test_sources_that_do_not_exist():

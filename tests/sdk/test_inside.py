@@ -194,7 +194,9 @@ def test_c_and_node(daemon):
     """The header and the module do the same."""
     built = daemon.data / "c"
     built.mkdir()
-    subprocess.run(["gcc", "-Wall", "-Wextra", "-Werror", "-std=c99", "-I", thawtest.REPOSITORY / "sdk/c", "-o", built / "waiter", SERVERS / "waiter.c"], check=True, timeout=60)
+    # As C++ first: then as C, which is what runs.
+    for compiler in (["g++", "-x", "c++", "-std=c++17"], ["gcc", "-std=c99"]):
+        subprocess.run([*compiler, "-Wall", "-Wextra", "-Werror", "-pthread", "-I", thawtest.REPOSITORY / "sdk/c", "-o", built / "waiter", SERVERS / "waiter.c"], check=True, timeout=60)
     c = deploy(daemon, "c", ["/app/waiter"], thaw.notify(), add=built)
     first = only(c)
     equal(wait_line(first, "waited:"), [f"waited: 0 as {first.id}"], "the C program that was dumped")
@@ -203,6 +205,8 @@ def test_c_and_node(daemon):
     second = next(found for found in c.scale(2) if found.id != first.id)
     check(second.restored, "the second C replica starts from the checkpoint")
     equal(wait_line(second, "waited:"), [f"waited: 1 as {second.id}"], "the C program that was restored")
+    equal(wait_line(second, "on_restore"), [f"on_restore as {second.id}"], "what thaw_on_restore called, once")
+    equal(lines(first, "on_restore"), [], "what it called where nothing was restored")
     equal(node.wait_checkpoint(60).status, "available", "node's checkpoint")
     first = only(node)
     wait_for(lambda: json.loads(daemon.http(first.id, "/"))["waited"] is False, "node is released after the dump")

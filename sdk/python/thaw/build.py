@@ -309,7 +309,7 @@ def _dockerfile(state: _State, step: Step, needs_files: bool, progress: Progress
     context = os.path.join(step.folder, step.arguments["context"] or os.path.dirname(step.arguments["0"]))
     if not os.path.isfile(path):
         raise InvalidError("build", path, "there is no such Dockerfile", "correct the path")
-    tool = shutil.which("buildah") or shutil.which("podman")
+    tool = shutil.which("buildah") or shutil.which("podman") or ""
     if not tool:
         raise ThawError("unsupported", "build", path, "neither buildah nor podman is installed", "apt-get install buildah")
     # All of the context: what a .dockerignore lets through is the tool's to say, and its patterns are not git's.

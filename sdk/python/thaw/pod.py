@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from .build import Built
 
 Progress = Callable[[str], None]
-PortLike = Union[int, str]
+PortLike = Union[int, str, Mapping[str, Any]]
+AliveLike = Union[ConditionLike, Mapping[str, Any]]
 MountLike = Union[str, Mapping[str, Any]]
 _ENDED = ("stopped", "failed")
 _HELPERS = "/opt/thaw/python"  # where the container finds this package
@@ -190,6 +191,8 @@ def _port(value: Any) -> Any:
             if host.isdigit() and int(host) < 65536 and container.isdigit() and values.port(int(container)):
                 return value
         raise InvalidError("use ports", value, "it is not a port", "give 8000, '9000:8000' (host:container) or '0.0.0.0:9000:8000'")
+    if isinstance(value, Mapping):
+        return dict(values.keys("ports", value, ("container", "host", "address", "protocol", "client_address"), "{'container': 8000, 'protocol': 'http'}", "container"))
     return values.port(value, "ports")
 
 
@@ -229,6 +232,23 @@ def _mounts(value: Any) -> List[Dict[str, Any]]:
     return found
 
 
+def _route(value: Any) -> Dict[str, Any]:
+    return dict(values.keys("routes", value, ("host", "path", "port"), "{'host': 'app.example', 'path': '/api'}"))
+
+
+def _alive(value: Any) -> Dict[str, Any]:
+    """As it is, but for its probe, which is a condition."""
+    if not isinstance(value, Mapping):
+        value = {"probe": value}
+    found = dict(values.keys("alive", value, ("probe", "every", "timeout", "failures"), "{'probe': http('/health'), 'every': '10s', 'failures': 3}", "probe"))
+    found["probe"] = conditions.as_condition(found["probe"], "use alive")
+    for key in {"every", "timeout"} & set(found):
+        found[key] = values.duration(f"alive {key}", found[key], 0.1, 3600)
+    if "failures" in found:
+        values.whole("alive failures", found["failures"], 1, 1000)
+    return found
+
+
 def _secrets(value: Any) -> List[Tuple[str, str]]:
     example = "give files of this machine, such as ['./api.key'], or names and files, such as {'api-key': './api.key'}"
     if isinstance(value, Mapping):
@@ -254,7 +274,8 @@ class Pod:
     memory, as /run/thaw/secrets/NAME, of its own user and mode 0400; they are read anew at every start and are in no image and no
     checkpoint (what the program has read of them is in its memory).
     `checkpoint_condition` is a function of your module, called in the container in a process of its own, or a condition such as
-    http("/health"); with it, checkpoints are on unless `checkpoint_enabled` is False.
+    http("/health"); with it, checkpoints are on unless `checkpoint_enabled` is False. `ready` and `alive` are conditions, too: what must
+    hold before a replica gets traffic, and while it does. What is not said here has the meaning and the default of docs/pod-spec.md.
 
     >>> pod = Pod(name="model", image=Image.debian("bookworm").apt("python3").add("."), entrypoint=["python3", "server.py"],
     ...           ports=[8000], memory="2GiB", max_replicas=4, checkpoint_condition=http("/health"))
@@ -268,6 +289,7 @@ class Pod:
         image: Union[Image, str],
         *,
         entrypoint: Optional[Sequence[str]] = None,
+        args: Optional[Sequence[str]] = None,
         ports: Sequence[PortLike] = (),
         cpu: Optional[float] = None,
         memory: Optional[values.Size] = None,
@@ -278,15 +300,26 @@ class Pod:
         mounts: Sequence[MountLike] = (),
         user: Optional[str] = None,
         workdir: Optional[str] = None,
+        network: Optional[str] = None,
+        links: Sequence[str] = (),
+        routes: Sequence[Mapping[str, Any]] = (),
         min_replicas: int = 0,
         max_replicas: Optional[int] = None,
         keep_warm: Optional[values.Duration] = None,
+        scale_down_delay: Optional[values.Duration] = None,
+        concurrency: Optional[int] = None,
+        standby: Optional[int] = None,
+        standby_warm: Optional[bool] = None,
+        ready: Optional[ConditionLike] = None,
+        alive: Optional[AliveLike] = None,
         checkpoint_enabled: Optional[bool] = None,
         checkpoint_condition: Optional[ConditionLike] = None,
         checkpoint_timeout: values.Duration = "10m",
         checkpoint_on_timeout: str = "serve",
         checkpoint_verify: bool = True,
         checkpoint_memory: str = "lazy",
+        before_checkpoint: Optional[Sequence[str]] = None,
+        after_restore: Optional[Sequence[str]] = None,
         stop_grace: values.Duration = "10s",
         client: Optional[Client] = None,
     ) -> None:
@@ -297,7 +330,11 @@ class Pod:
             raise InvalidError("use image", image, "it is no image", "give Image.debian('bookworm'), Image.from_oci(...), Image.from_rootfs(...), Image.from_dockerfile(...) or a reference such as 'docker://docker.io/library/python:3.12'")
         self.image = image
         self.entrypoint = None if entrypoint is None else values.words("entrypoint", entrypoint, '["python3", "server.py"]')
+        self.args = None if args is None else values.words("args", args, '["--port", "8000"]')
         self.ports = _ports(ports)
+        self.network = None if network is None else values.choice("network", network, ("nat", "none"))
+        self.links = values.each(links, "links", values.name, "['database']")
+        self.routes = values.each(routes, "routes", _route, "[{'host': 'app.example'}]")
         if cpu is not None and (not values.is_number(cpu) or not 0.01 <= cpu <= 1024):
             raise InvalidError("use cpu", cpu, "it is no number of cores from 0.01 to 1024", "give one such as 1.5")
         self.cpu = cpu
@@ -316,6 +353,12 @@ class Pod:
         if self.max_replicas < self.min_replicas:
             raise InvalidError("use max_replicas", max_replicas, f"it is below min_replicas, {min_replicas}", "raise max_replicas or lower min_replicas")
         self.keep_warm = None if keep_warm is None else values.duration("keep_warm", keep_warm)
+        self.scale_down_delay = None if scale_down_delay is None else values.duration("scale_down_delay", scale_down_delay)
+        self.concurrency = None if concurrency is None else values.whole("concurrency", concurrency, 1, 100_000)
+        self.standby = None if standby is None else values.whole("standby", standby, 0, 1000)
+        self.standby_warm = None if standby_warm is None else values.flag("standby_warm", standby_warm)
+        self.ready = None if ready is None else conditions.as_condition(ready, "use ready")
+        self.alive = None if alive is None else _alive(alive)
         self.condition = None if checkpoint_condition is None else conditions.as_condition(checkpoint_condition)
         if self.condition is not None and self.condition.needs_port() and not self.ports:
             raise InvalidError("use checkpoint_condition", repr(self.condition), "it names no port, and the pod has no ports", "give the pod ports=[8000], or the condition a port")
@@ -330,6 +373,10 @@ class Pod:
         self.checkpoint_on_timeout = values.choice("checkpoint_on_timeout", checkpoint_on_timeout, ("serve", "fail"))
         self.checkpoint_verify = values.flag("checkpoint_verify", checkpoint_verify)
         self.checkpoint_memory = values.choice("checkpoint_memory", checkpoint_memory, ("lazy", "background", "eager"))
+        self.before_checkpoint = None if before_checkpoint is None else values.words("before_checkpoint", before_checkpoint, '["/app/flush"]')
+        self.after_restore = None if after_restore is None else values.words("after_restore", after_restore, '["/app/reseed"]')
+        if (self.before_checkpoint or self.after_restore) and self.condition is None:
+            raise InvalidError("use after_restore" if self.after_restore else "use before_checkpoint", "Pod", "there is no checkpoint_condition, and so no checkpoint", "give one, or leave it out")
         self.stop_grace = values.duration("stop_grace", stop_grace, 0, 3600)
         if client is not None and not isinstance(client, Client):
             raise InvalidError("use client", client, "it is no Client", "give thaw.Client('unix:/path/to/thaw.sock')")
@@ -366,8 +413,9 @@ class Pod:
 
     def _check(self) -> None:
         """What is wrong without a look at the image, said before anything is built."""
-        if self.condition:
-            self.condition.to_spec()
+        for condition in (self.condition, self.ready, self.alive and self.alive["probe"]):
+            if condition:
+                condition.to_spec()
         if self.entrypoint is None and not self.image.has_command():
             raise InvalidError("use entrypoint", "None", f"{self.image!r} has no command of its own", 'give one, such as entrypoint=["python3", "server.py"]')
 
@@ -380,14 +428,18 @@ class Pod:
         spec: Dict[str, Any] = {
             "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, helpers],
             "secrets": [{"name": name, "file": path} for name, path in self.secrets],
-            "replicas": {"min": self.min_replicas, "max": self.max_replicas, **({"keep_warm": self.keep_warm} if self.keep_warm else {})},
+            "replicas": _given({"min": self.min_replicas, "max": self.max_replicas, "keep_warm": self.keep_warm, "scale_down_delay": self.scale_down_delay,
+                                "concurrency": self.concurrency, "standby": self.standby, "standby_warm": self.standby_warm}),
+            "args": self.args, "network": self.network, "links": self.links, "routes": self.routes,
+            "ready": self.ready and self.ready.to_spec(), "alive": self.alive and {**self.alive, "probe": self.alive["probe"].to_spec()},
             "stop_grace": self.stop_grace,
             "command": self.entrypoint or built.command, "user": self.user or built.user, "workdir": self.workdir or built.workdir,
             "resources": _given({"cpu": self.cpu, "memory": self.memory, "pids": self.pids, "gpu": self.gpu}),
         }  # fmt: skip
         if self.condition is not None:
-            spec["checkpoint"] = {"enabled": self.checkpoint_enabled, "when": self.condition.to_spec(), "timeout": self.checkpoint_timeout, "on_timeout": self.checkpoint_on_timeout,
-                                  "verify": self.checkpoint_verify, "memory": self.checkpoint_memory}  # fmt: skip
+            spec["checkpoint"] = _given({"enabled": self.checkpoint_enabled, "when": self.condition.to_spec(), "timeout": self.checkpoint_timeout, "on_timeout": self.checkpoint_on_timeout,
+                                  "verify": self.checkpoint_verify, "memory": self.checkpoint_memory,
+                                         "before_checkpoint": self.before_checkpoint, "after_restore": self.after_restore})  # fmt: skip
         return _given(spec)
 
     def deploy(self, wait: bool = True, timeout: float = 900, progress: Optional[Progress] = None) -> Deployment:

@@ -42,7 +42,7 @@ def required_arguments(function: Any) -> int:
     """How many arguments it cannot do without; 0 where that is not known. (The module inspect takes long to import.)"""
     inner = getattr(function, "__func__", function)
     code = getattr(inner, "__code__", None)
-    return code.co_argcount - len(inner.__defaults__ or ()) - (inner is not function) if code else 0
+    return int(code.co_argcount - len(inner.__defaults__ or ()) - (inner is not function)) if code else 0
 
 
 def port(value: Any, what: str = "port") -> int:
@@ -147,6 +147,13 @@ def environment(value: Any, what: str = "env") -> Dict[str, str]:
         if not isinstance(entry, str) or "\0" in entry:
             raise InvalidError(f"use {what}", f"{key}={entry!r}", "the value is no text", f"give a text: {{'{key}': {str(entry)!r}}}")
     return dict(value)
+
+
+def keys(what: str, value: Any, known: Sequence[str], example: str, required: str = "") -> Mapping[str, Any]:
+    """A dict that has some of these keys; the daemon checks what they hold."""
+    if not isinstance(value, Mapping) or not set(value) <= set(known) or (required and required not in value):
+        raise InvalidError(f"use {what}", value, f"it is no dict of {', '.join(known)}", f"give one such as {example}")
+    return value
 
 
 def each(value: Any, what: str, check: Callable[[Any], Any], example: str) -> List[Any]:
