@@ -34,13 +34,14 @@ class Daemon:
         self.data = folder / "-".join(["thaw", *arguments])
         self.data.mkdir()
         self.log = self.data / "thaw.log"
-        path = str(self.data / "thaw.sock")
+        self.path = str(self.data / "thaw.sock")
+        self.address = f"unix:{self.path}"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [str(binary), "daemon", "--data-dir", str(self.data), "--listen", f"unix:{path}", "--stop-replicas-on-exit", *arguments],
+                [str(binary), "daemon", "--data-dir", str(self.data), "--listen", self.address, "--stop-replicas-on-exit", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,  # Ctrl-C is for this program
             )  # fmt: skip
-        self.api = _UnixConnection(path, READY_SECONDS + 30)
+        self.api = _UnixConnection(self.path, READY_SECONDS + 30)
         try:
             host.wait_for(self.answers, "the daemon's first answer", seconds)
         except BaseException:
@@ -73,6 +74,17 @@ class Daemon:
     def call(self, method, path, body=None):
         self.send(method, path, body)
         return self.receive()
+
+    def events(self, pod):
+        """What happens to a pod from now on, as it happens."""
+        stream = _UnixConnection(self.path, READY_SECONDS)
+        stream.request("GET", f"/v1/events?follow=true&pod={pod}&after={self.call('GET', '/v1/version')['last_event']}")
+        try:
+            for line in stream.getresponse():
+                if line.startswith(b"data:"):
+                    yield json.loads(line[5:])
+        finally:
+            stream.close()
 
     def close(self):
         self.api.close()
@@ -209,6 +221,23 @@ class ThawLazy(ThawSystem):
     name = "thaw-lazy"
     note = "Thaw, checkpoint.memory: lazy; through the published port"
     checkpoint = {"enabled": True, "memory": "lazy"}
+
+
+class ThawCli(ThawLazy):
+    name = "thaw-cli"
+    note = "the same, asked for with the command `thaw scale` instead of the API"
+
+    def start(self):
+        begun = time.monotonic()
+        command = subprocess.Popen(
+            [self.bench.thaw, "--host", self.daemon.address, "scale", self.pod, "1"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        answer = http_probe.first_200(self.port, self.bench.path, self.ready_seconds)
+        said = command.communicate(timeout=60)[1]
+        if command.returncode != 0:
+            raise BenchError(f"`thaw scale`: {said.strip()}")
+        return begun, self.checked(answer)
 
 
 class ThawRequest(ThawSystem):
