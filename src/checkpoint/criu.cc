@@ -188,6 +188,9 @@ CriuOutcome Swrk::finish(CriuOutcome outcome, int work_dir, const char* log_name
   else if (outcome.reason.empty())
     outcome.reason =
         status ? "CRIU ended with " + status->text() : "CRIU hangs and cannot be killed";
+  if (outcome.error_number > 0)
+    outcome.reason +=
+        fmt::format(" (errno {}: {})", outcome.error_number, std::strerror(outcome.error_number));
   return outcome;
 }
 

@@ -711,8 +711,7 @@ bool Checkpoints::prove(Job& job) {
     }
     outcome = classify(attempt.end);
     reason = attempt.end.reason;
-    if (!attempt.log_tail.empty())
-      log::info("proof: CRIU's log ends so", {{"checkpoint", id}, {"log", attempt.log_tail}});
+    note_criu_log(database_, {.pod = plan.spec.name, .checkpoint = id}, "proof", attempt.log_tail);
     if (outcome == Outcome::kRestored) {
       set_status(id, "available", "");
       return true;

@@ -523,9 +523,9 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
     return true;
   }
   if (outcome == Outcome::kStoppedByUser) return false;
-  if (!attempt.log_tail.empty())
-    log::warn("CRIU's log of the failed restore ends so",
-              {{"replica", row_.id}, {"checkpoint", checkpoint.row.id}, {"log", attempt.log_tail}});
+  note_criu_log(services_.database,
+                {.pod = row_.pod, .replica = row_.id, .checkpoint = checkpoint.row.id}, "restore",
+                attempt.log_tail);
   if (outcome == Outcome::kOutOfMemory)
     throw Error(Code::kExhausted, "restore replica", row_.id,
                 "it ran out of memory (" + attempt.end.reason + ")", "raise resources.memory");
@@ -661,8 +661,9 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
       return;
     }
     *failure = "it could not be checkpointed: " + result.at("reason").get<std::string>();
-    log::warn("CRIU's log of the failed dump ends so",
-              {{"replica", row_.id}, {"log", result.value("log_tail", "")}});
+    note_criu_log(services_.database,
+                  {.pod = row_.pod, .replica = row_.id, .checkpoint = ticket->id}, "dump",
+                  result.value("log_tail", ""));
   } catch (const Error& error) {
     *failure = std::string("it could not be checkpointed: ") + error.what();
     // A host that had no room or time, or a user who is at work in it, says nothing about the

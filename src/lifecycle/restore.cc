@@ -58,6 +58,17 @@ std::optional<std::string> run_hook(Slot& slot, const char* name,
   }
 }
 
+void note_criu_log(state::Database& database, const state::EventRow& whose, const char* what,
+                   const std::string& log_tail) {
+  if (log_tail.empty()) return;
+  state::EventRow event = whose;
+  event.type = "criu.failed";
+  event.message =
+      fmt::format("the end of CRIU's log of the failed {} is this event's data.log", what);
+  event.data = {{"log", log_tail}};
+  database.append_event(event);
+}
+
 std::optional<std::vector<checkpoint::TouchedRange>> touched_memory(Slot& slot, bool serving) {
   try {
     slot.shim->call({{"op", "touched"}, {"serving", serving}}, Deadline::after_ms(5000));

@@ -22,6 +22,11 @@ struct RestoreAttempt {
   std::string log_tail;
 };
 
+// An event with the end of CRIU's log, after a dump, proof or restore that failed. Nothing when the
+// log is empty.
+void note_criu_log(state::Database& database, const state::EventRow& whose, const char* what,
+                   const std::string& log_tail);
+
 // What a restore is for.
 enum class Purpose {
   kServe,

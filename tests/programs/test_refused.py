@@ -28,6 +28,8 @@ def test_landlock(daemon):
     table = daemon.cli("checkpoint", "ls").stdout
     check(row["id"] in table and "failed" in table and "landlock" in table, f"`thaw checkpoint ls` does not say why:\n{table}")
     events = [e for e in daemon.cli_json("events", "--pod", pod.name) if e["type"] == "checkpoint.failed"]
+    logs = [event["data"]["log"] for event in daemon.events(pod="landlock") if event["type"] == "criu.failed"]
+    check(len(logs) == 1 and "Error (" in logs[0], f"no event carries the end of CRIU's log: {logs}")
     check(len(events) == 1 and "landlock" in events[0]["message"], f"the events do not say why: {events}")
 
     # It serves on, past the gate and through it.
