@@ -313,6 +313,12 @@ class Torture:
         pod.go()
         if not self.daemon.replicas(pod.name, "ready"):
             self.attempt(lambda: self.daemon.scale(pod.name, 1), "the pod starts")
+
+        def cold():
+            return any(row["started_from"] == "cold" for row in self.daemon.replicas(pod.name, "ready"))
+
+        # A restored one dies a moment after it was ready, until its checkpoint is given up.
+        self.attempt(lambda: wait_for(cold, "the pod starts from nothing", SETTLED_S), "the pod starts from nothing")
         self.attempt(lambda: pod.get(), "the pod answers")
 
     def before_stop(self):
