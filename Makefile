@@ -56,6 +56,7 @@ demo: setup all ## show a pod that starts cold once, and warm from then on
 bench: setup all ## measure
 	@bench/run
 	@bench/many
+	@bench/gateway
 
 fmt: ## format the sources
 	@clang-format -i $(sources)

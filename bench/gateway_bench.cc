@@ -1,7 +1,8 @@
 // The gateway beside a direct connection, and beside HAProxy in TCP mode when there is one: same
 // backend (one epoll thread in a network namespace of its own), same client (wrk; a plain reader
-// for large bodies), one run. Prints the rows of bench/out/gateway.json.
-//   gateway_bench [SECONDS [PATH-OF-HAPROXY]]
+// for large bodies), one run. Prints a line of JSON for each measurement; bench/gateway makes
+// bench/out/gateway.json of them.
+//   gateway_bench SECONDS ROUNDS [PATH-OF-HAPROXY]
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -172,7 +173,8 @@ void large(const std::string& system, int pid, const std::string& address, std::
 
 int main(int argc, char** argv) {
   int seconds = argc > 1 ? std::atoi(argv[1]) : 3;
-  std::string haproxy = argc > 2 ? argv[2] : "";
+  int rounds = argc > 2 ? std::atoi(argv[2]) : 3;
+  std::string haproxy = argc > 3 ? argv[3] : "";
   Fd home = Fd::open("/proc/self/ns/net", O_RDONLY);
   check(unshare(CLONE_NEWNET), "make", "network namespace");
   Fd netns = Fd::open("/proc/self/ns/net", O_RDONLY);
@@ -208,7 +210,7 @@ int main(int argc, char** argv) {
     thaw::gateway::Gateway gateway;
     std::uint16_t port = gateway.publish("web", {{"127.0.0.1", 0, kBackend}})[0].host;
     gateway.open_gate("web", "r1", netns);
-    for (int round = 0; round < 2; ++round) {
+    for (int round = 0; round < rounds; ++round) {
       for (bool close : {false, true}) {
         std::string which = close ? "connect" : "small";
         inside(netns, [&] {
