@@ -70,8 +70,9 @@ struct PageService::Space {
   int pid = 0;  // of the image; a forked child has its parent's
   PageIndex unread;
   PagesFile* pages = nullptr;
-  std::uint64_t counted = 0;  // its share of the unread bytes
-  bool gone = false;          // its process has ended
+  std::uint64_t counted = 0;                   // its share of the unread bytes
+  bool gone = false;                           // its process has ended
+  std::uint64_t expected = 0, ahead = kAfter;  // the fault that reads on, and how much it gets
   bool recorded = true;  // forked children are not: the record is about the checkpoint's processes
 };
 
@@ -298,8 +299,11 @@ PageService::Copied PageService::copy(Space& space, std::uint64_t address, std::
 
 void PageService::fault(Space& space, std::uint64_t address) {
   address &= ~(kPageSize - 1);
+  // Who reads on and on gets more each time.
+  space.ahead = address == space.expected ? std::min(2 * space.ahead, kBatch) : kAfter;
   auto piece = exact_ ? space.unread.around(address, 0, kPageSize)
-                      : space.unread.around(address, kBefore, kAfter);
+                      : space.unread.around(address, kBefore, space.ahead);
+  if (piece) space.expected = piece->address + piece->length;
   {
     std::scoped_lock lock(mutex_);
     ++stats_.faults;

@@ -168,6 +168,12 @@ TEST_F(PageServiceTest, OnlyWhatIsTouchedIsRead) {
   EXPECT_LE(service->stats().fault_pages, 20u);
 }
 
+TEST_F(PageServiceTest, WhoReadsOnGetsMoreEachTime) {
+  begin();
+  for (std::uint64_t page = 200; page < kPages; ++page) ASSERT_EQ(read_word(page), word_of(page));
+  EXPECT_LE(service->stats().faults, 8u);
+}
+
 TEST_F(PageServiceTest, ExactlyTheTouchedPagesAreRecordedAndReadAheadLater) {
   begin({}, true);
   for (std::uint64_t page : {5, 6, 300, 310, 402}) EXPECT_EQ(read_word(page), word_of(page));
