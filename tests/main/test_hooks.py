@@ -35,6 +35,24 @@ def test_unique(daemon):
     check(draws["other"][0] != draws["other"][1], f"both drew {draws['other'][0]}")
 
 
+def test_the_shipped_example(daemon):
+    """examples/model-server as it is shipped: two replicas of its checkpoint draw different numbers, and the same ones without its hook."""
+    folder = thawtest.REPOSITORY / "examples/model-server"
+    text = (folder / "pod.yaml").read_text().replace("./rootfs", thawtest.rootfs("example")).replace("./app", str(folder / "app"))
+    text = text.replace("host: 9000", f"host: {thawtest.free_port()}") + "env: { HEAP_MIB: 16 }\n"
+    bare = "\n".join(line for line in text.splitlines() if "after_restore:" not in line)
+    check("after_restore:" in text and bare != text, "the example has no after_restore")
+    for spec, wanted in ((text, 2), (bare, 1)):
+        since = daemon.last_event()
+        daemon.api("POST", "/v1/pods", spec)
+        daemon.wait_checkpoint("model-server", after=since)
+        rows = daemon.scale("model-server", 3)
+        equal([row["outcome"] for row in rows[1:]], ["Restored"] * 2, "how the others started")
+        drawn = [daemon.http(row, "/sample") for row in rows[1:]]
+        equal(len(set(drawn)), wanted, f"different numbers among {drawn}")
+        daemon.remove("model-server")
+
+
 def test_before_checkpoint(daemon):
     """What it does is in the checkpoint, and it has ended before the dump."""
     pod = Pod(daemon, when=GO, checkpoint={"before_checkpoint": ["sh", "-c", "echo tidy > /var/tmp/tidied"]})

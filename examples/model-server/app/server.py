@@ -6,6 +6,8 @@ small inference to warm up, and serves on PORT (default 8000):
     /health       200 `ok` once it is warm, 503 before
     /             who answers, as JSON: pod and replica (from Thaw), host name, a checksum of some weights
     /infer        one forward pass through the first layers
+    /sample       a random number, as a model that samples its answers would draw
+    /reseed       makes /sample's generator anew; from inside the container only, for `after_restore`
     /touch?mib=N  reads N MiB of the weights, one byte a page; `&write=1` writes them
 
 SIGTERM lets requests in flight finish, then ends it with status 0.
@@ -19,6 +21,7 @@ import http.server
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import socketserver
@@ -140,6 +143,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_json(self.describe(server, model))
         elif url.path == "/infer":
             self.send_json({"result": model.infer()})
+        elif url.path == "/sample":
+            self.send_json({"number": random.getrandbits(64)})
+        elif url.path == "/reseed" and self.client_address[0] == "127.0.0.1":
+            random.seed(os.urandom(32))
+            self.send(200, "text/plain", b"ok\n")
         elif url.path == "/touch":
             try:
                 mib = int(query.get("mib", "0"))
