@@ -905,9 +905,10 @@ PodView Controller::scale(const std::string& name, std::optional<int> replicas,
   Deadline deadline = Deadline::after_us(wait_us);
   for (;;) {
     pod = &impl.find_pod(name);
-    PodView now = impl.view(*pod);
     std::int64_t wanted = impl.desired(*pod);
+    // Before the view, which then shows no fewer: replicas move while this looks at them.
     int ready = impl.ready(*pod);
+    PodView now = impl.view(*pod);
     if (ready == wanted && now.total == wanted) return now;
     if (pod->last_failure_us > asked && ready < wanted)
       throw Error(Code::kUnavailable, "scale pod", name, pod->last_failure,
