@@ -243,7 +243,13 @@ void write_names(const ContainerSpec& spec, const SlotPaths& paths) {
   for (auto& [address, name] : spec.hosts) hosts += address + " " + name + "\n";
   write_file(paths.etc() + "/hosts", hosts);
   if (spec.identity.empty()) return;
-  write_inside(paths, "identity.json", spec.identity);
+  // As long for every replica: CRIU restores a file that a program had open only if it has the size
+  // that it had at the dump.
+  constexpr std::size_t kIdentityBytes = 1024;
+  std::string identity = spec.identity;
+  if (identity.size() < kIdentityBytes)
+    identity.insert(identity.find_last_not_of('\n') + 1, kIdentityBytes - identity.size(), ' ');
+  write_inside(paths, "identity.json", identity);
 }
 
 void write_inside(const SlotPaths& paths, const std::string& name, std::string_view text) {

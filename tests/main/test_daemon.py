@@ -58,6 +58,14 @@ def test_eight_at_once(daemon):
         equal(daemon.exec(row["id"], "hostname").strip(), row["hostname"], "the hostname inside")
 
 
+def test_a_program_that_holds_its_identity_open(daemon):
+    """CRIU compares the sizes of open files: who a replica is must not change that of its file."""
+    daemon.deploy(spec("holds", code="held = open('/run/thaw/identity.json')\n" + SERVER))
+    checkpoint = daemon.wait_checkpoint("holds")
+    rows = daemon.scale("holds", 2)
+    equal([row["started_from"] for row in rows], ["cold", checkpoint["id"]], "how they started")
+
+
 def test_a_killed_daemon_takes_ready_replicas_back(daemon):
     daemon.deploy(spec("kept"))
     daemon.wait_checkpoint("kept")
