@@ -66,6 +66,7 @@ json to_json(const pods::PodView& pod) {
               {"total", pod.total},
               {"standby", pod.standby},
               {"ports", ports_json(pod.spec)},
+              {"problem", text_or_null(pod.problem)},
               {"checkpoint",
                {{"enabled", pod.spec.checkpoint.enabled},
                 {"effective", pod.checkpoint_effective},

@@ -14,16 +14,27 @@ std::string checkpoint_text(const nlohmann::json& checkpoint) {
 int list_pods(Context& context, const Listing& listing) {
   auto pods = context.client().get("/v1/pods");
   return show_listing(context, listing, pods, "name", [&] {
-    Table table(
-        {"NAME", "VERSION", "READY", "STANDBY", "CHECKPOINT", "HELD", "ACTIVE", "AGE", "PORTS"});
+    bool problems =
+        std::ranges::any_of(pods, [](auto& pod) { return !pod.at("problem").is_null(); });
+    std::vector<std::string> header{"NAME", "VERSION", "READY", "STANDBY", "CHECKPOINT",
+                                    "HELD", "ACTIVE",  "AGE",   "PORTS"};
+    if (problems) header.push_back("PROBLEM");
+    Table table(header);
     std::int64_t now = wall_us();
     for (auto& pod : pods) {
       std::string ready = fmt::format("{}/{}", pod.at("ready").dump(), pod.at("desired").dump());
       if (pod.at("stopped")) ready += " stopped";
-      table.add({pod.at("name"), pod.at("version").dump(), ready, pod.at("standby").dump(),
-                 checkpoint_text(pod.at("checkpoint")), pod.at("connections").at("held").dump(),
-                 pod.at("connections").at("active").dump(), age(pod.at("created_us"), now),
-                 ports_text(pod.at("ports"))});
+      std::vector<std::string> row{pod.at("name"),
+                                   pod.at("version").dump(),
+                                   ready,
+                                   pod.at("standby").dump(),
+                                   checkpoint_text(pod.at("checkpoint")),
+                                   pod.at("connections").at("held").dump(),
+                                   pod.at("connections").at("active").dump(),
+                                   age(pod.at("created_us"), now),
+                                   ports_text(pod.at("ports"))};
+      if (problems) row.push_back(text_of(pod.at("problem"), "-"));
+      table.add(std::move(row));
     }
     return table;
   });

@@ -111,6 +111,9 @@ struct Controller::Impl {
     state::PodSpec spec;
     std::optional<PodPlan> plan;
     std::string broken;             // why there is no plan
+    std::string unpublished;        // why nothing listens on its ports
+    int mend_failures = 0;          // in a row
+    std::int64_t mend_us = 0;       // monotonic: when both are tried again
     std::int64_t requested_us = 0;  // monotonic: the request that the next replicas are started for
     int failures = 0;               // in a row
     std::int64_t pause_until_us = 0;  // monotonic
@@ -163,7 +166,8 @@ struct Controller::Impl {
   std::string criu_missing;
   checkpoint::CriuInstall criu;
   nlohmann::json host;
-  Fd wake = Fd::event();  // readable: the reconciler has work
+  Fd wake = Fd::event();    // readable: the reconciler has work
+  Fd ending = Fd::event();  // readable: the daemon ends
   MemoryPressure pressure;
   std::mutex needy_mutex;
   std::set<std::string> needy;  // pods whose connections call for more replicas
@@ -187,7 +191,7 @@ struct Controller::Impl {
   bool recovered = false;
   std::map<std::string, std::string> troubles;  // what the reconciler cannot do, and why; its own
   std::set<std::string> in_change;              // pods that are being deployed or removed
-  std::thread reconciler;
+  std::thread reconciler, mender;
 
   lifecycle::Services services() { return {settings, database, slots, checkpoints, turns, gate}; }
 
@@ -219,15 +223,20 @@ struct Controller::Impl {
                 known.empty() ? "deploy it first" : "there are: " + known);
   }
 
-  PodPlan plan_for(const state::PodSpec& spec, std::int64_t version) {
+  // Without `import`: kUnavailable when the image is not in the store.
+  PodPlan plan_for(const state::PodSpec& spec, std::int64_t version, bool import = true) {
     if (spec.image.empty()) return lifecycle::make_plan(spec, version, nullptr, host, criu_missing);
     auto row = database.image(spec.image);
     std::optional<image::Image> found;
     if (row)
       for (auto& candidate : image::list_images(settings.data_dir))
         if (candidate.id == row->id) found = candidate;
+    if (!found && !import)
+      throw Error(Code::kUnavailable, "run pod", spec.name,
+                  "its image " + spec.image + " is not in the store", "wait until it is imported");
     if (!found) {
-      found = image::import_image(settings.data_dir, spec.image, Deadline::after_ms(30 * 60'000));
+      found = image::import_image(settings.data_dir, spec.image, Deadline::after_ms(30 * 60'000),
+                                  ending.get());
       database.put_image({found->id, spec.image, found->bytes, wall_us(), found->config});
     }
     return lifecycle::make_plan(spec, version, &*found, host, criu_missing);
@@ -279,21 +288,96 @@ struct Controller::Impl {
     pod.row = std::move(row);
   }
 
+  static std::string failure_of(const std::function<void()>& work) {
+    try {
+      work();
+      return {};
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+  }
+
   void load_pods() {
     for (auto& row : database.pods()) {
-      Pod pod;
+      Pod& pod = pods[row.name];
       pod.row = row;
-      try {
-        pod.spec = from_json(row.spec);
-        // First: a replica that lives on is reached even when no other could start.
-        publish(pod.spec);
-        pod.plan = plan_for(pod.spec, row.version);
-      } catch (const std::exception& error) {
-        pod.broken = error.what();
-        log::error("a pod cannot run", {{"pod", row.name}, {"error", error.what()}});
-      }
-      pods.emplace(row.name, std::move(pod));
+      pod.broken = failure_of([&] { pod.spec = from_json(row.spec); });
+      if (!pod.broken.empty()) continue;
+      // Either without the other: a replica that lives on is reached even when none could start.
+      pod.unpublished = failure_of([&] { publish(pod.spec); });
+      pod.broken = failure_of([&] { pod.plan = plan_for(pod.spec, row.version, false); });
+      tell_problem(pod);
     }
+  }
+
+  void tell_problem(const Pod& pod) {
+    std::string problem = problem_of(pod);
+    if (!problem.empty())
+      log::error("a pod cannot run", {{"pod", pod.row.name}, {"error", problem}});
+    std::string why = failure_of([&] {
+      database.append_event(
+          {.type = problem.empty() ? "pod.mended" : "pod.problem",
+           .pod = pod.row.name,
+           .message = problem.empty() ? "nothing keeps it from running any more" : problem});
+    });
+    if (!why.empty()) log::warn("an event could not be written down", {{"error", why}});
+  }
+
+  static std::string problem_of(const Pod& pod) {
+    return pod.unpublished + (pod.unpublished.empty() || pod.broken.empty() ? "" : "; ") +
+           pod.broken;
+  }
+
+  // A port that another program has, an image that is not in the store, a mount that is missing:
+  // what keeps a pod from running when the daemon starts is tried again, ever less often.
+  void mend_loop() {
+    std::unique_lock lock(mutex);
+    while (!closing) {
+      std::string name;
+      std::int64_t at = INT64_MAX;
+      for (auto& [other, pod] : pods)
+        if (!problem_of(pod).empty() && !in_change.contains(other) && pod.mend_us < at)
+          at = pod.mend_us, name = other;
+      if (std::int64_t now = monotonic_us(); name.empty())
+        changed.wait(lock);
+      else if (at > now)
+        changed.wait_for(lock, std::chrono::microseconds(at - now));
+      else
+        mend(name, lock);
+    }
+  }
+
+  void mend(const std::string& name, std::unique_lock<std::mutex>& lock) {
+    const Pod before = pods.at(name);
+    std::optional<PodPlan> plan;
+    std::string unpublished, broken;
+    if (!before.unpublished.empty()) {
+      in_change.insert(name);  // a deploy publishes, too
+      lock.unlock();
+      unpublished = failure_of([&] { publish(before.spec); });
+      lock.lock();
+      in_change.erase(name);
+      changed.notify_all();
+    }
+    if (!before.broken.empty()) {
+      lock.unlock();
+      broken = failure_of([&] { plan = plan_for(before.spec, before.row.version); });
+      lock.lock();
+    }
+    auto found = pods.find(name);
+    // A deploy has mended it, or made another of it.
+    if (closing || found == pods.end() || found->second.row.version != before.row.version) return;
+    Pod& pod = found->second;
+    if (!before.unpublished.empty()) pod.unpublished = unpublished;
+    if (!pod.plan) {
+      pod.plan = std::move(plan);
+      pod.broken = broken;
+    }
+    bool fine = problem_of(pod).empty();
+    pod.mend_failures = fine ? 0 : pod.mend_failures + 1;
+    pod.mend_us = monotonic_us() + back_off_us(kFirstPauseUs, kLongestPauseUs, pod.mend_failures);
+    if (problem_of(pod) != problem_of(before)) tell_problem(pod);
+    poke_locked();
   }
 
   // For a replica that runs already. One of an earlier version makes no checkpoint: it would be
@@ -694,6 +778,7 @@ struct Controller::Impl {
   PodView view(Pod& pod) {
     PodView view;
     view.row = pod.row;
+    view.problem = problem_of(pod);
     view.spec = pod.spec;
     view.desired = desired(pod);
     for (auto& [id, replica] : replicas) {
@@ -760,6 +845,7 @@ void Controller::start() {
   impl_->clean_up(later);
   impl_->running = true;
   impl_->reconciler = std::thread([this] { impl_->reconcile_loop(); });
+  impl_->mender = std::thread([this] { impl_->mend_loop(); });
 }
 
 void Controller::shutdown(bool stop_replicas) {
@@ -771,7 +857,9 @@ void Controller::shutdown(bool stop_replicas) {
     impl.closing = true;
     impl.poke_locked();
   }
+  signal_event(impl.ending);
   impl.reconciler.join();
+  impl.mender.join();
   for (auto& [id, replica] : impl.replicas) {
     try {
       if (stop_replicas)
@@ -844,6 +932,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
     pod.plan = plan;
     pod.broken.clear();
   }
+  pod.unpublished.clear();
   if (result.changed || crash_loop) impl.forget_failures(pod);
   pod.row.stopped = false;
   pod.requested_us = monotonic_us();

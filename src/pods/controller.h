@@ -24,6 +24,7 @@ struct PodView {
   int standby = 0;                       // those that wait to be taken
   bool checkpoint_effective = false;     // asked for, and possible here
   std::string checkpoint_reason;         // why not, when asked for
+  std::string problem;                   // what keeps it from being reached or started; "": nothing
   int dump_failures = 0;                 // in a row; 0: no back-off
   std::int64_t dump_pause_until_us = 0;  // wall clock: no dump before
   std::string dump_failure;              // the last one's reason

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import socket
 import tempfile
 
 import thawtest
@@ -51,9 +52,31 @@ def test_a_pod_that_cannot_start_any_more(daemon):
         daemon.api("POST", "/v1/pods/web/stop")
         wait_for(lambda: not daemon.replicas(), "it is stopped")
         equal(daemon.replica(first["id"])["state"], "stopped", "how it ended")
+        check("cannot mount" in daemon.cli("ls").stdout, "`thaw ls` does not tell of it")
+        # It is tried again: nobody has to deploy it anew.
+        since = daemon.last_event()
         source.mkdir()
-        pod.deploy()
+        pod.wait_event("pod.mended", since)
+        daemon.scale("web", 1)
         check(pod.get()["identity"]["replica"] != first["id"], "the stopped one answers")
+
+
+def test_a_port_that_is_taken(daemon):
+    """Another program has its port when the daemon starts: everybody is told, and the pod is reached again when the port is free."""
+    pod = Pod(daemon)
+    pod.deploy(wait=True)
+    first = pod.only_replica()["id"]
+    daemon.kill9()
+    with socket.create_server(("127.0.0.1", pod.port)):
+        daemon.start()
+        told = pod.wait_event("pod.problem")
+        check(str(pod.port) in told["message"] and "another program" in told["message"], f"the event: {told['message']}")
+        check(str(pod.port) in daemon.api("GET", "/v1/pods/web")["problem"], "the pod does not tell of it")
+        check("PROBLEM" in daemon.cli("ls").stdout, "`thaw ls` does not tell of it")
+    pod.wait_event("pod.mended")
+    equal(pod.get()["identity"]["replica"], first, "who serves")
+    equal(daemon.api("GET", "/v1/pods/web")["problem"], None, "what the pod tells then")
+    check("PROBLEM" not in daemon.cli("ls").stdout, "`thaw ls` tells of a problem that is over")
 
 
 def test_a_stop_under_way():
