@@ -40,9 +40,8 @@ test: setup all rootfs ## build, then run every test (TESTS=regex: only those)
 	fi; \
 	exit $$status
 
-torture: setup all rootfs ## kill everything at every step, and check that nothing is lost (STEPS="word …": only those)
-	@THAW_BINARY=$(CURDIR)/$(release)/thaw PYTHONPATH=tests/lib /usr/bin/python3 -B tests/torture/kill_anywhere.py $(STEPS)
-	@$(if $(STEPS),:,THAW_BINARY=$(CURDIR)/$(release)/thaw PYTHONPATH=tests/lib /usr/bin/python3 -B tests/torture/intents.py)
+torture: setup all rootfs ## kill everything at every step, stop in the middle, fuzz; the figures at the end (STEPS="word …": only those)
+	@THAW_BINARY=$(CURDIR)/$(release)/thaw scripts/torture $(STEPS)
 
 fuzz: setup-build ## fuzz the parsers, SECONDS each (default 60)
 	@scripts/fuzz --seconds $(or $(SECONDS),60)

@@ -21,11 +21,21 @@ int list(Context& context, const Options& options) {
     Table table({"CHECKPOINT", "POD", "STATUS", "SIZE", "MEMORY", "FREEZE", "DUMP", "RESTORES",
                  "AGE", "REASON"});
     std::int64_t now = wall_us();
+    // When the next dump is tried stands with the newest that failed.
+    std::map<std::string, std::int64_t> next_try;
+    for (auto& pod : context.client().get("/v1/pods"))
+      if (const auto& backoff = pod.at("checkpoint").at("backoff"); !backoff.is_null())
+        next_try[pod.at("name")] = backoff.at("until_us");
     for (auto& row : checkpoints) {
+      std::string reason = text_of(row.at("reason"), "");
+      if (auto next = next_try.extract(row.at("pod").get<std::string>());
+          next && next.mapped() > now)
+        reason += fmt::format("{}the next dump is tried in {}", reason.empty() ? "" : "; ",
+                              span(next.mapped() - now));
       table.add({row.at("id"), row.at("pod"), row.at("status"), format_bytes(row.at("bytes")),
                  format_bytes(row.at("memory_bytes")), span(row.at("freeze_us")),
                  span(row.at("dump_us")), row.at("restores").dump(), age(row.at("created_us"), now),
-                 text_of(row.at("reason"), "")});
+                 std::move(reason)});
     }
     return table;
   });

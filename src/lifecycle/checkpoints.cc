@@ -220,9 +220,12 @@ std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint
       usable.pin = std::move(pinned);
       return usable;
     } catch (const Error& error) {
-      // A missing file of ours is as broken as a changed one: it will not come back.
-      Outcome outcome =
-          error.code() == Code::kUnsupported ? Outcome::kHostIncompatible : Outcome::kCorrupt;
+      // A missing file of ours is as broken as a changed one: it will not come back. What the host
+      // had no descriptors, memory or time for is no fault of the checkpoint.
+      Outcome outcome = Outcome::kUnavailable;
+      if (error.code() == Code::kUnsupported) outcome = Outcome::kHostIncompatible;
+      if (error.code() == Code::kCorrupt || error.code() == Code::kNotFound)
+        outcome = Outcome::kCorrupt;
       if (note) note(error.what(), outcome);
       restore_ended(row.id, outcome, error.what());
     }
@@ -409,8 +412,8 @@ void Checkpoints::forget_pod(const std::string& pod) {
   }
 }
 
-void Checkpoints::remove(const std::string& id, const std::string& reason) {
-  set_status(id, "deleted", reason);
+void Checkpoints::remove(const std::string& id) {
+  set_status(id, "deleted", "");
   fault_point("checkpoint.deleted");
   replica_ended();
 }
@@ -456,9 +459,13 @@ bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::s
                        format_bytes(bytes), format_bytes(size.free));
       return false;
     }
-    remove(oldest->id, fmt::format("it made room for another: of those that nothing runs from it "
-                                   "was used longest ago ({})",
-                                   format_wall(oldest->updated_us)));
+    set_status(oldest->id, "deleted",
+               fmt::format("it made room for another: of those that nothing runs from it "
+                           "was used longest ago ({})",
+                           format_wall(oldest->updated_us)),
+               {{"evicted", true}});
+    fault_point("checkpoint.deleted");
+    replica_ended();
     if (exists(settings_.checkpoint_dir(oldest->id))) {
       *why = "the files of checkpoint " + oldest->id + " could not be removed";
       return false;
@@ -527,6 +534,7 @@ bool Checkpoints::wait_settled(const std::string& id, Deadline deadline) {
 
 void Checkpoints::recover(
     const std::function<std::optional<PodPlan>(const std::string&)>& plan_of) {
+  fault_point("recover.begun");
   for (auto& row : database_.checkpoints()) {
     {
       std::scoped_lock lock(mutex_);

@@ -95,7 +95,7 @@ class Checkpoints {
   // Of a pod that goes: within the caller's transaction. Files go with replica_ended().
   void forget_pod(const std::string& pod);
   // Never offered again; its files go when no replica uses them.
-  void remove(const std::string& id, const std::string& reason = {});
+  void remove(const std::string& id);
   StoreSize store_size();
   void replica_ended() noexcept;  // files of deleted checkpoints may go now
   // Waits until a checkpoint has left creating, sealed and verifying. False at the deadline.

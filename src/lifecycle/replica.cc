@@ -69,7 +69,13 @@ Replica::Replica(Services services, PodPlan plan, std::string id, std::int64_t r
   row_.requested_mono_us = requested_us;
   row_.phases.push_back({"preparing", 0, 0});
   save();
-  thread_ = std::thread([this] { live(); });
+  try {
+    thread_ = std::thread([this] { live(); });
+  } catch (const std::system_error&) {
+    // The host has no more threads: then there never was such a replica.
+    services_.database.remove_replica(row_.id);
+    throw;
+  }
 }
 
 Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::unique_ptr<Slot> slot,
@@ -228,6 +234,7 @@ void Replica::wait_until_taken() {
 
 // It learns who it is, and runs.
 void Replica::wake_standby() {
+  fault("standby.taken");
   std::int64_t at = monotonic_us();
   runtime::ContainerSpec container =
       container_of(plan_, row_.id, row_.hostname, row_.started_from, {});
@@ -484,6 +491,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       }
       if (ahead && !warm) {
         move(Event::kRest, "waits as a standby, stopped before its first instruction");
+        fault("standby.rested");
         wait_until_taken();
         wake_standby();
       }
@@ -512,6 +520,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       if (resting()) {
         slot_->shim->call({{"op", "rest"}}, Deadline::after_ms(10'000));
         move(Event::kRest, "waits as a standby, frozen");
+        fault("standby.rested");
         wait_until_taken();
       }
       wake_standby();
@@ -771,6 +780,7 @@ void Replica::serve() {
     result.wanted = result.finished = true;
     // New connections wait at the gateway, those in flight finish: none is open at the dump.
     services_.gate.close(row_.pod, row_.id);
+    fault("create.closed");
     try {
       Fd drained = services_.gate.drained(row_.id);
       if (wait_readable(drained.get(), Deadline::after_us(10'000'000)))

@@ -7,6 +7,7 @@
 #include "lifecycle/condition.h"
 #include "lifecycle/slot_target.h"
 #include "util/error.h"
+#include "util/fault.h"
 #include "util/file.h"
 #include "util/log.h"
 
@@ -48,6 +49,7 @@ std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest) {
 std::optional<std::string> run_hook(Slot& slot, const char* name,
                                     const std::vector<std::string>& argv, int cancel_fd) {
   if (argv.empty()) return std::nullopt;
+  fault_point("hook.begun", {{"shim", slot.shim_pid}});
   try {
     RunResult result = slot.shim->exec(argv, Deadline::after_us(kHookUs), "", cancel_fd);
     if (result.ok()) return std::nullopt;
@@ -154,6 +156,8 @@ void validate(RestoreAttempt& attempt, Slot& slot, const PodPlan& plan, const st
   } catch (const Error& error) {
     if (error.code() != Code::kCancelled) {
       end.reason = error.what();
+      // What the host had no room for here says nothing about the program.
+      if (error.code() == Code::kExhausted) end.error = error.code();
       // A program that ends makes a probe fail in many ways; how it ended is what to tell.
       wait_readable(slot.shim->ended_fd(), Deadline::after_ms(1000));
     }

@@ -983,6 +983,7 @@ void Shim::unstage() {
 
 // Members: directory. Brings the last dump's images to where they belong; the replica runs.
 json Shim::collect(const json& request) {
+  fault("shim.collect.begun", {"container", init_pid_});
   if (!staged_)
     throw Error(Code::kUnavailable, "collect the dump of", paths_.dir, "there is none any more");
   Finally done([this] { unstage(); });

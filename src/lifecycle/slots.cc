@@ -17,7 +17,7 @@
 
 namespace thaw::lifecycle {
 namespace {
-// A host without memory or processes must not be hammered.
+// A host without memory, processes or descriptors must not be hammered.
 constexpr auto kRefillPause = std::chrono::seconds(2);
 }  // namespace
 
@@ -122,8 +122,20 @@ void Slots::set_most(int most) {
 void Slots::refill_loop() {
   std::unique_lock lock(mutex_);
   while (!closing_) {
+    if (!leftovers_.empty()) {
+      Leftover slot = std::move(leftovers_.back());
+      leftovers_.pop_back();
+      lock.unlock();
+      bool gone = try_to_clean(slot);
+      lock.lock();
+      if (!gone) {
+        leftovers_.push_back(std::move(slot));
+        changed_.wait_for(lock, kRefillPause);
+      }
+      if (closing_) continue;
+    }
     if (ready_.size() == most_) {
-      changed_.wait(lock);
+      if (leftovers_.empty()) changed_.wait(lock);
       continue;
     }
     if (ready_.size() > most_) {
@@ -168,20 +180,30 @@ void Slots::destroy(std::unique_ptr<Slot> slot) noexcept {
   slot->shim.reset();
   int index = slot->endpoint.index;
   slot->endpoint.netns.reset();
-  clean(slot->name, slot->cgroup, index);
+  clean({slot->name, slot->cgroup, index});
 }
 
-void Slots::clean(const std::string& name, const std::string& cgroup, int index) noexcept {
+void Slots::clean(Leftover slot) noexcept {
+  if (try_to_clean(slot)) return;
+  std::scoped_lock lock(mutex_);
+  leftovers_.push_back(std::move(slot));
+  changed_.notify_all();
+}
+
+bool Slots::try_to_clean(Leftover& slot) noexcept {
   try {
-    if (!cgroup.empty()) {
-      runtime::Cgroup group(layout_, cgroup);
+    if (!slot.cgroup.empty()) {
+      runtime::Cgroup group(layout_, slot.cgroup);
       bool empty = group.kill_all(Deadline::after_ms(10'000)) && group.remove();
-      if (!empty) log::warn("a cgroup could not be removed", {{"cgroup", cgroup}});
+      if (!empty) log::warn("a cgroup could not be removed", {{"cgroup", slot.cgroup}});
     }
-    if (index >= 0) network_.release(index);
-    remove_tree(settings_.slot_dir(name));
+    if (slot.index >= 0) network_.release(std::exchange(slot.index, -1));
+    remove_tree(settings_.slot_dir(slot.name));
+    return true;
   } catch (const std::exception& error) {
-    log::warn("a slot could not be removed whole", {{"slot", name}, {"error", error.what()}});
+    log::warn("a slot could not be removed whole; it is tried again",
+              {{"slot", slot.name}, {"error", error.what()}});
+    return false;
   }
 }
 
@@ -216,7 +238,7 @@ std::unique_ptr<Slot> Slots::adopt(const std::string& name) noexcept {
     log::info("cleaning up after a slot whose shim is gone",
               {{"slot", name}, {"reason", error.what()}});
     slot->shim.reset();
-    clean(name, slot->cgroup, slot->endpoint.index);
+    clean({name, slot->cgroup, slot->endpoint.index});
     return nullptr;
   }
 }

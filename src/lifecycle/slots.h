@@ -51,7 +51,12 @@ class Slots {
 
  private:
   std::unique_ptr<Slot> make();
-  void clean(const std::string& name, const std::string& cgroup, int index) noexcept;
+  struct Leftover {
+    std::string name, cgroup;
+    int index = -1;  // of its network; -1: released
+  };
+  void clean(Leftover slot) noexcept;
+  bool try_to_clean(Leftover& slot) noexcept;
   void refill_loop();
   const Settings& settings_;
   checkpoint::CriuInstall criu_;
@@ -64,6 +69,7 @@ class Slots {
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Slot>> ready_;
   std::size_t most_;
+  std::vector<Leftover> leftovers_;  // could not be removed whole: tried again
   bool closing_ = false;
   std::thread refill_;
 };

@@ -407,6 +407,7 @@ struct Controller::Impl {
     }
     for (const std::string& name : slots.found()) {
       auto slot = slots.adopt(name);
+      fault_point("adopt.slot");
       auto found = by_slot.find(name);
       if (found == by_slot.end()) {
         slots.destroy(std::move(slot));
@@ -491,7 +492,9 @@ struct Controller::Impl {
         needing.swap(needy);
       }
       clean_up(next_us);
-      bool short_of_memory = pressure.is_short(next_us);
+      bool short_of_memory = false;
+      attempt("look at the host's memory", next_us,
+              [&] { short_of_memory = pressure.is_short(next_us); });
       for (auto& [name, pod] : pods) {
         bool called = needing.contains(name);
         bool done = attempt("reconcile pod " + name, next_us, [&] {
@@ -767,6 +770,7 @@ struct Controller::Impl {
     row.stopped = false;
     row.updated_us = wall_us();
     store(pod, std::move(row), "pod.scaled", fmt::format("{} replicas are wanted", replicas));
+    fault_point("scale.written");
     pod.requested_us = now;
     forget_failures(pod);
     // From now on the user's word counts; those who wait at the gate are still served.
@@ -858,6 +862,7 @@ void Controller::shutdown(bool stop_replicas) {
     impl.poke_locked();
   }
   signal_event(impl.ending);
+  fault_point("shutdown.begun");
   impl.reconciler.join();
   impl.mender.join();
   for (auto& [id, replica] : impl.replicas) {
@@ -872,6 +877,7 @@ void Controller::shutdown(bool stop_replicas) {
     }
   }
   impl.replicas.clear();
+  fault_point("shutdown.detached");
   impl.checkpoints.close();
   impl.slots.close();
   // With no replica left nothing needs the host's side of the network; the next daemon makes it
@@ -953,6 +959,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
       impl.unpublish(spec.name);
     throw;
   }
+  fault_point("deploy.written");
   Impl::Pod& now = impl.pods.insert_or_assign(spec.name, std::move(pod)).first->second;
   // Of a client that came as soon as its port was there, and was nobody's yet.
   impl.needs_more(spec.name);

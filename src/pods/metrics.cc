@@ -90,8 +90,7 @@ void Metrics::catch_up() {
 
 void Metrics::count(const state::EventRow& event) {
   ++counters_[labelled("thaw_events_total", {{"type", event.type}})];
-  if (event.type.rfind("checkpoint.", 0) == 0)
-    ++counters_[labelled("thaw_checkpoint_changes_total", {{"status", event.type.substr(11)}})];
+  count_checkpoint(event);
   if (event.type == "replica.fallback" || event.type == "replica.preparing")
     if (std::string outcome = event.data.value("outcome", ""); !outcome.empty())
       ++counters_[labelled("thaw_restores_total", {{"outcome", outcome}})];
@@ -116,6 +115,29 @@ void Metrics::count(const state::EventRow& event) {
     for (const auto& phase : row->phases) ready += phase.name == "ready";
     if (ready == 1) count_phases(*row);
   }
+}
+
+void Metrics::count_checkpoint(const state::EventRow& event) {
+  if (event.type.rfind("checkpoint.", 0) != 0) return;
+  std::string status = event.type.substr(11);
+  if (status == "retry") return;  // somebody's word, no status
+  ++counters_[labelled("thaw_checkpoint_changes_total", {{"status", status}})];
+  if (event.data.value("evicted", false))
+    ++counters_[std::string("thaw_checkpoint_evictions_total")];
+  if (status == "sealed")
+    if (auto row = database_.checkpoint(event.checkpoint)) {
+      dumps_["part=\"whole\""].add(static_cast<double>(row->dump_us) / 1e6);
+      dumps_["part=\"frozen\""].add(static_cast<double>(row->freeze_us) / 1e6);
+    }
+  if (status == "verifying") proof_began_[event.checkpoint] = event.time_us;
+  auto began = proof_began_.find(event.checkpoint);
+  if (status == "verifying" || began == proof_began_.end()) return;
+  std::string result = status == "available" ? "passed"
+                       : status == "failed"  ? "failed"
+                                             : "given up";
+  proofs_[fmt::format("result=\"{}\"", result)].add(
+      static_cast<double>(event.time_us - began->second) / 1e6);
+  proof_began_.erase(began);
 }
 
 void Metrics::count_phases(const state::ReplicaRow& replica) {
@@ -156,6 +178,8 @@ std::string Metrics::text() {
   };
   histograms("thaw_phase_seconds", "Phases of a start, and their parts", phases_);
   histograms("thaw_start_seconds", "From the request to the open gate", starts_);
+  histograms("thaw_dump_seconds", "Dumps, and how long the replica was frozen for them", dumps_);
+  histograms("thaw_proof_seconds", "Proofs of new checkpoints", proofs_);
   return text;
 }
 

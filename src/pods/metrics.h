@@ -42,12 +42,14 @@ class Metrics {
   void catch_up();
   void count(const state::EventRow& event);
   void count_phases(const state::ReplicaRow& replica);
+  void count_checkpoint(const state::EventRow& event);
 
   state::Database& database_;
   std::mutex mutex_;
   std::int64_t seen_;
   std::map<std::string, std::int64_t> counters_;  // by name with labels
-  std::map<std::string, Histogram> phases_, starts_;
+  std::map<std::string, Histogram> phases_, starts_, dumps_, proofs_;
+  std::map<std::string, std::int64_t> proof_began_;  // by checkpoint, wall clock
   std::atomic<bool> closing_ = false;
   std::thread thread_;
 };

@@ -39,6 +39,8 @@ inline constexpr FaultStep kFaultSteps[] = {
     {"cold.runs", "the replica is warming", "self shim container"},
     {"warm.holds", "its condition holds", "self shim container"},
     {"dump.leased", "the checkpoint is `creating`", "self"},
+    {"create.closed", "a ready replica is to be dumped, its gate is closed", "self shim container"},
+    {"hook.begun", "a program of the pod's is to run in the container", "self shim"},
     {"dump.asked", "the replica is checkpointing, the shim was not told", "self shim container"},
     {"shim.dump.begun", "folders are made, CRIU is not started", "self daemon container"},
     {"shim.dump.criu", "CRIU is started and asked for nothing", "self daemon criu container"},
@@ -47,6 +49,7 @@ inline constexpr FaultStep kFaultSteps[] = {
     {"shim.dump.done", "the container runs again", "self daemon container"},
     {"dump.answered", "the dump is good, nobody works on it", "self shim container"},
     {"seal.begun", "the dump is to be sealed", "self"},
+    {"shim.collect.begun", "the dump's images are in memory only", "self daemon container"},
     {"seal.hashed", "all is hashed, there is no manifest", "self"},
     {"seal.written", "the manifest is written, the row says `creating`", "self"},
     {"seal.sealed", "the checkpoint is `sealed`", "self"},
@@ -65,6 +68,8 @@ inline constexpr FaultStep kFaultSteps[] = {
     {"shim.restore.done", "the processes run, nobody knows", "self daemon container"},
     {"restore.resumed", "the replica is validating", "self shim container"},
     {"restore.validated", "the replica has answered its probe", "self shim container"},
+    {"standby.rested", "a standby waits, nobody has taken it", "self shim"},
+    {"standby.taken", "it is taken, and frozen still", "self shim"},
     {"fallback.begun", "the restore has failed, its slot is there", "self"},
     {"fallback.cleaned", "nothing of the restore is left", "self"},
     {"stop.intended", "the stop is written down, nothing has been done", "self"},
@@ -79,6 +84,12 @@ inline constexpr FaultStep kFaultSteps[] = {
     {"pod.stopped", "a pod to be removed has been stopped", "self"},
     {"pod.ended", "it has no replicas any more, its row is there", "self"},
     {"pod.removed", "its row is gone, its checkpoints are there", "self"},
+    {"deploy.written", "a version is written down, nothing follows from it", "self"},
+    {"scale.written", "a number of replicas is written down, nothing follows from it", "self"},
+    {"shutdown.begun", "the daemon ends, its replicas run", "self"},
+    {"shutdown.detached", "its replicas are let go of", "self"},
+    {"adopt.slot", "a slot of an earlier daemon is taken back, its replica is not", "self"},
+    {"recover.begun", "what an earlier daemon left of checkpoints is there", "self"},
 };
 
 // A step's name. One that is not in the list does not compile.

@@ -48,6 +48,8 @@ def test_quota():
         check(not (daemon.data / "checkpoints" / rows[1]["id"]).exists(), "its files are left")
         _, text = daemon.api("GET", "/metrics", raw=True)
         values = dict(line.split() for line in text.splitlines() if line.startswith("thaw_store_"))
+        check("thaw_checkpoint_evictions_total 1\n" in text, "the eviction is not counted")
+        check('thaw_dump_seconds_count{part="frozen"} 3' in text and 'thaw_proof_seconds_count{result="passed"} 3' in text, "dumps and proofs are not counted")
         check(0 < int(values["thaw_store_bytes"]) <= int(values["thaw_store_quota_bytes"]) == 130 * MIB, f"the store: {values}")
 
         # Both are in use now: the fourth finds no room, serves without a checkpoint, and nobody loses one.

@@ -278,7 +278,8 @@ def test_proof_fails(daemon):
     pod.check_gate(first)
     row = daemon.api("GET", f"/v1/checkpoints/{failed['checkpoint']}")
     equal(row["status"], "failed", "the checkpoint")
-    check("proof" in daemon.cli("checkpoint", "ls").stdout, "`thaw checkpoint ls` does not say why")
+    table = daemon.cli("checkpoint", "ls").stdout
+    check("proof" in table and "next dump is tried in" in table, f"`thaw checkpoint ls` does not say why, or when it is tried again: {table}")
     wait_for(lambda: not (daemon.data / "checkpoints" / row["id"]).exists(), "its files are gone")
     rows = daemon.scale(pod.name, 2)
     equal([r["started_from"] for r in rows], ["cold", "cold"], "how they started")

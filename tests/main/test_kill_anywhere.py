@@ -13,7 +13,8 @@ CASES = (
     "slot.network:self", "shim.prepare.criu:criu", "cold.asked:shim", "shim.cold.create:runc", "shim.cold.started:daemon", "dump.leased:self",
     "shim.dump.frozen:daemon", "shim.dump.frozen:criu", "dump.answered:container", "seal.hashed:self", "proof.restored:shim", "gate.ready:self",
     "restore.asked:shim", "shim.restore.resuming:criu", "shim.restore.done:container", "fallback.begun:self", "stop.intended:self",
-    "stop.signalled:shim", "pod.removed:self", "checkpoint.deleted:self",
+    "stop.signalled:shim", "pod.removed:self", "checkpoint.deleted:self", "standby.taken:shim",
+    "shutdown.begun:self", "adopt.slot:self",
 )  # fmt: skip
 
 
@@ -21,6 +22,7 @@ def test_kills():
     known = [f"{step}:{victim}" for step, victim, _ in kill_anywhere.cases()]
     check(set(CASES) <= set(known), f"no such cases: {set(CASES) - set(known)}")
     work = kill_anywhere.torture(CASES, exact=True)
+    print(kill_anywhere.figures(work), flush=True)
     check(not work.broken, "\n".join(work.broken))
     equal(work.killed, len(CASES), "steps killed")
 

@@ -32,7 +32,9 @@ UNDER_WAY = ("creating", "sealed", "verifying")
 # Which path comes to a step, by the beginning of its name; the first that fits.
 PATHS = (
     ("slot.", "start"), ("shim.prepare.", "start"), ("restore.", "restore"), ("shim.restore.", "restore"), ("fallback.", "fallback"),
-    ("stop.", "stop"), ("shim.destroy.", "stop"), ("pod.", "remove"), ("checkpoint.deleted", "drop"), ("", "cold"),
+    ("standby.", "standby"), ("hook.", "hook"), ("create.", "create"), ("scale.", "restore"), ("shutdown.", "shutdown"), ("adopt.", "adopt"),
+    ("recover.", "adopt"), ("stop.", "stop"), ("shim.destroy.", "stop"), ("pod.", "remove"),
+    ("checkpoint.deleted", "drop"), ("", "cold"),
 )  # fmt: skip
 
 
@@ -84,8 +86,12 @@ class Torture:
 
     def rest(self):
         """What a daemon at rest holds, without what differs from one to the next."""
-        found = self.daemon.wait_idle()
-        return {key: count for key, count in found.items() if not re.match("descriptors|threads|checkpoint folders", key)}
+        return self.compared(self.daemon.wait_idle())
+
+    @staticmethod
+    def compared(found):
+        """Of descriptors only those that keep network namespaces alive."""
+        return {key: count for key, count in found.items() if key.startswith("descriptors: net:") or not re.match("descriptors|threads|checkpoint folders", key)}
 
     def check_records(self):
         """Rows and events, of everything that ever was: they agree, and tell one story."""
@@ -135,6 +141,24 @@ class Torture:
         folders = set(os.listdir(daemon.data / "checkpoints"))
         self.hold(folders <= known, f"folders of no checkpoint are left: {folders - known}")
 
+        replicas = {row["id"] for row in daemon.replicas(ended=True)}
+        logs = {name for name in os.listdir(daemon.data / "logs") if not name.startswith("proof-")}  # one that failed may be looked at
+        self.hold(logs <= replicas, f"logs of no replica are left: {logs - replicas}")
+        leases = common.sql(daemon, "SELECT name, holder FROM leases WHERE expires_us != 0")
+        self.hold(not leases, f"leases of dumps that are over: {leases}")
+        pauses = {key for (key,) in common.sql(daemon, "SELECT fingerprint FROM backoffs") if key.startswith("restore-")}
+        self.hold(pauses <= {f"restore-{row}" for row in known}, f"back-offs of checkpoints that are gone: {pauses}")
+        rows = {row for (row,) in common.sql(daemon, "SELECT id FROM checkpoints")}
+        self.hold(rows == known, f"rows of checkpoints that nobody sees: {rows - known}")
+        self.check_ports()
+
+    def check_ports(self):
+        """The daemon listens for its pods, and for nobody else."""
+        text = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, timeout=30, check=True).stdout
+        ours = {int(line.split()[3].rpartition(":")[2]) for line in text.splitlines() if f"pid={self.daemon.pid}," in line and "127.0.0.1:" in line}
+        wanted = {port["host"] for pod in self.daemon.api("GET", "/v1/pods") for port in pod["ports"]}
+        self.hold(ours == wanted, f"the daemon listens on {ours}, its pods publish {wanted}")
+
     def check_gates(self, pod):
         """No connection came through a gate before its replica was ready."""
         opened = {e["replica"]: e["time_us"] for e in reversed(pod.events("replica.ready"))}
@@ -147,9 +171,8 @@ class Torture:
         try:
             found = self.rest()
         except Failure as error:
-            found = {"at rest": str(error), **self.daemon.holdings()}
+            found = {"at rest": str(error), **self.compared(self.daemon.holdings())}
         wrong = {key: (count, self.at_rest.get(key, 0)) for key, count in found.items() if count != self.at_rest.get(key, 0)}
-        wrong = {key: value for key, value in wrong.items() if not re.match("descriptors|threads|checkpoint folders", key)}
         self.hold(not wrong, f"left behind (found, at rest): {wrong}")
 
     # --- one case ---
@@ -160,7 +183,7 @@ class Torture:
         if any(row["status"] in UNDER_WAY for row in daemon.api("GET", "/v1/checkpoints")):
             return False
         for pod in daemon.api("GET", "/v1/pods"):
-            rows = [row for row in daemon.replicas(pod["name"]) if row["state"] != "ready"]
+            rows = [row for row in daemon.replicas(pod["name"]) if row["state"] not in ("ready", "standby")]
             if rows or pod["ready"] != (0 if pod["stopped"] else pod["desired"]):
                 return False
         return True
@@ -224,7 +247,11 @@ class Torture:
         self.check_records()
         self.check_gates(pod)
         if pod.name in {p["name"] for p in daemon.api("GET", "/v1/pods")}:
-            daemon.scale(pod.name, 0)
+            if pod.spec["replicas"].get("standby"):
+                daemon.api("POST", f"/v1/pods/{pod.name}/stop")
+                self.attempt(lambda: wait_for(lambda: not daemon.replicas(pod.name), "its standbys end", SETTLED_S), "the standbys end")
+            else:
+                daemon.scale(pod.name, 0)
         self.check_rest()
 
     def serves(self, pod):
@@ -294,6 +321,52 @@ class Torture:
         if not self.daemon.replicas(pod.name, "ready"):
             self.attempt(lambda: self.daemon.scale(pod.name, 1), "the pod starts")
         self.serves(pod)
+
+    def before_standby(self):
+        return self.warm("stands", replicas={"min": 1, "max": 4, "standby": 1})
+
+    def walk_standby(self, pod):
+        # The one that waits, or is being made, is taken, and another takes its place.
+        wait_or_none(lambda: self.mark.exists() or self.daemon.replicas(pod.name, "standby"), REACHED_S)
+        self.daemon.scale(pod.name, 1, wait=False)
+        wait_or_none(lambda: self.mark.exists() or not self.daemon.running(), REACHED_S)
+
+    after_standby = after_restore
+
+    def before_hook(self):
+        pod = self.fresh("hooks", checkpoint={"before_checkpoint": ["python3", "-S", "-c", "pass"], "after_restore": ["python3", "-S", "-c", "pass"]})
+        pod.go()
+        return pod
+
+    walk_hook, after_hook = walk_cold, after_cold
+
+    def before_create(self):
+        return self.warm("creates")
+
+    def walk_create(self, pod):
+        self.daemon.scale(pod.name, 1)
+        self.daemon.api("POST", f"/v1/pods/{pod.name}/checkpoint")
+
+    after_create = after_restore
+
+    def before_adopt(self):
+        pod = self.warm("lives")
+        self.row = self.daemon.scale(pod.name, 1)[0]
+        return pod
+
+    def walk_adopt(self, pod):
+        """The daemon that is killed is one that starts."""
+
+    def after_adopt(self, pod):
+        row = self.attempt(lambda: pod.get()["identity"]["replica"], "the pod answers")
+        self.hold(row == self.row["id"], f"{row} answers instead of {self.row['id']}, which lived all the time")
+        self.serves(pod)
+
+    before_shutdown, after_shutdown = before_adopt, after_adopt
+
+    def walk_shutdown(self, pod):
+        self.daemon.process.terminate()
+        self.daemon.process.wait(30)
 
     def before_fallback(self):
         # Its program ends when it is restored, so every restore falls back.
@@ -366,7 +439,7 @@ class Torture:
         return {row["id"] for row in self.daemon.api("GET", "/v1/checkpoints")}
 
 
-STATES = ("preparing", "starting", "warming", "checkpointing", "restoring", "validating", "ready", "draining", "stopping", "stopped", "failed")
+STATES = ("preparing", "starting", "warming", "checkpointing", "restoring", "validating", "standby", "ready", "draining", "stopping", "stopped", "failed")
 
 
 def wait_or_none(predicate, timeout):
@@ -389,8 +462,11 @@ def torture(words=(), exact=False):
     for step, victim, path in cases(words):
         if not exact or f"{step}:{victim}" in words:
             work.run(step, victim, path)
-    print(f"{work.killed} steps killed, {work.checked} invariants checked, {len(work.broken)} broken", flush=True)
     return work
+
+
+def figures(work):
+    return f"{work.killed} steps killed, {work.checked} invariants checked, {len(work.broken)} broken"
 
 
 if __name__ == "__main__":
@@ -399,8 +475,15 @@ if __name__ == "__main__":
     if not chosen:
         sys.exit("there are no such steps: see `thaw debug faults`")
 
+    done = []
+
     def test_torture():
         work = torture(words)
+        done.append(work)
         thawtest.check(not work.broken, f"{len(work.broken)} invariants are broken:\n" + "\n".join(work.broken))
 
-    thawtest.main({"test_torture": test_torture})
+    try:
+        thawtest.main({"test_torture": test_torture})
+    finally:
+        for work in done:
+            print(figures(work), flush=True)
