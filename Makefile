@@ -56,6 +56,8 @@ bench: setup all ## measure
 	@bench/run
 	@bench/many
 	@bench/gateway
+	@cmake --build --preset release --target micro_bench
+	@$(release)/micro_bench
 
 fmt: ## format the sources
 	@clang-format -i $(sources)

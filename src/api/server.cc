@@ -305,8 +305,8 @@ class Connection {
                           std::move(received), stop_fd_, message.version(), message.keep_alive(),
                           id);
     try {
-      if (refused) throw *refused;
-      if (bad) throw *bad;
+      if (refused) throw HttpError(*refused);
+      if (bad) throw Error(*bad);
       dispatch(exchange);
     } catch (const HttpError& error) {
       fail(exchange, error.status(), error, error.headers());

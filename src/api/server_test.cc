@@ -317,7 +317,7 @@ TEST(Exec, EndsTheProcessWhenTheClientGoes) {
 
 TEST(Exec, RefusesNonsenseOnTheStream) {
   TestServer server;
-  for (std::string frame :
+  for (const std::string& frame :
        {std::string("\x63\0\0\0\0", 5), std::string("\1\x7f\0\0\0", 5),
         encode_frame(FrameType::kExit, "{}"), encode_frame(FrameType::kSignal, "[]")}) {
     auto connection = server.client->exec({"web", {"sleep", "1000"}});

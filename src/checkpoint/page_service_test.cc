@@ -22,7 +22,7 @@
 namespace thaw::checkpoint {
 namespace {
 
-constexpr std::uint64_t P = kPageSize;
+constexpr std::uint64_t kPage = kPageSize;
 constexpr std::uint64_t kPages = 512;
 
 std::uint64_t word_of(std::uint64_t page) { return page * 0x9E3779B97F4A7C15ull + 1; }
@@ -42,7 +42,7 @@ class PageServiceTest : public ::testing::Test {
  protected:
   PageServiceTest() : base("/tmp/thaw-pages-" + random_hex()) {
     make_directories(base);
-    memory = static_cast<char*>(::mmap(nullptr, 2 * kPages * P, PROT_READ | PROT_WRITE,
+    memory = static_cast<char*>(::mmap(nullptr, 2 * kPages * kPage, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     uffd = Fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
     struct uffdio_api api {};
@@ -51,7 +51,7 @@ class PageServiceTest : public ::testing::Test {
                    UFFD_FEATURE_EVENT_UNMAP;
     check(::ioctl(uffd.get(), UFFDIO_API, &api), "UFFDIO_API");
     struct uffdio_register range {};
-    range.range = {reinterpret_cast<std::uint64_t>(memory), kPages * P};
+    range.range = {reinterpret_cast<std::uint64_t>(memory), kPages * kPage};
     range.mode = UFFDIO_REGISTER_MODE_MISSING;
     check(::ioctl(uffd.get(), UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
     write_images();
@@ -59,18 +59,18 @@ class PageServiceTest : public ::testing::Test {
   ~PageServiceTest() override {
     uffd.reset();
     service.reset();
-    ::munmap(memory, 2 * kPages * P);
+    ::munmap(memory, 2 * kPages * kPage);
     remove_tree(base);
   }
 
   // Pages 0..99 and 200..511 are stored, 100..199 are a hole. Page i begins with word_of(i).
   void write_images() {
-    std::string pages(412 * P, '\0');
+    std::string pages(412 * kPage, '\0');
     std::uint64_t at = 0, start = reinterpret_cast<std::uint64_t>(memory);
     auto put = [&](std::uint64_t page) {
       std::uint64_t word = word_of(page);
-      std::memcpy(pages.data() + at * P, &word, sizeof word);
-      std::memcpy(pages.data() + at * P + P - sizeof word, &word, sizeof word);
+      std::memcpy(pages.data() + at * kPage, &word, sizeof word);
+      std::memcpy(pages.data() + at * kPage + kPage - sizeof word, &word, sizeof word);
       ++at;
     };
     for (std::uint64_t page = 0; page < 100; ++page) put(page);
@@ -82,7 +82,7 @@ class PageServiceTest : public ::testing::Test {
     append(pagemap, head);
     for (auto [page, count] : {std::pair<std::uint64_t, std::uint64_t>{0, 100}, {200, 312}}) {
       rpc::PagemapEntry entry;
-      entry.set_vaddr(start + page * P);
+      entry.set_vaddr(start + page * kPage);
       entry.set_compat_nr_pages(static_cast<std::uint32_t>(count));
       entry.set_nr_pages(count);
       entry.set_flags(2 | 4);
@@ -92,7 +92,7 @@ class PageServiceTest : public ::testing::Test {
     rpc::Mm layout;
     rpc::Vma* vma = layout.add_vmas();
     vma->set_start(start);
-    vma->set_end(start + kPages * P);
+    vma->set_end(start + kPages * kPage);
     append(mm, layout);
     write_file(base + "/mm-7.img", mm);
   }
@@ -132,7 +132,7 @@ class PageServiceTest : public ::testing::Test {
 
   std::uint64_t read_word(std::uint64_t page, std::uint64_t end = 0) const {
     std::uint64_t word;
-    std::memcpy(&word, memory + page * P + (end ? P - sizeof word : 0), sizeof word);
+    std::memcpy(&word, memory + page * kPage + (end ? kPage - sizeof word : 0), sizeof word);
     return word;
   }
   std::uint64_t right_word(std::uint64_t page) const {
@@ -180,9 +180,9 @@ TEST_F(PageServiceTest, ExactlyTheTouchedPagesAreRecordedAndReadAheadLater) {
   std::vector<TouchedRange> touched = merge_ranges(service->touched(false));
   std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
   ASSERT_EQ(touched.size(), 4u);
-  EXPECT_EQ(touched[0].address, start + 5 * P);
-  EXPECT_EQ(touched[0].length, 2 * P);
-  EXPECT_EQ(touched[3].address, start + 402 * P);
+  EXPECT_EQ(touched[0].address, start + 5 * kPage);
+  EXPECT_EQ(touched[0].length, 2 * kPage);
+  EXPECT_EQ(touched[3].address, start + 402 * kPage);
   // A hole is in no image: reading it ahead would make nothing faster.
   EXPECT_EQ(read_word(150), 0u);
   EXPECT_EQ(service->touched(true).size(), 5u);
@@ -195,7 +195,9 @@ TEST_F(PageServiceTest, ExactlyTheTouchedPagesAreRecordedAndReadAheadLater) {
 
 TEST_F(PageServiceTest, TheWorkingSetIsThereWithoutFaults) {
   std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
-  begin({{7, start + 10 * P, 20 * P}, {7, start + 90 * P, 20 * P}, {7, start + 400 * P, 5 * P}});
+  begin({{7, start + 10 * kPage, 20 * kPage},
+         {7, start + 90 * kPage, 20 * kPage},
+         {7, start + 400 * kPage, 5 * kPage}});
   Deadline deadline = Deadline::after_ms(20'000);
   while (service->stats().ahead_pages < 35 && !deadline.passed()) std::this_thread::yield();
   for (std::uint64_t page = 10; page < 30; ++page) EXPECT_EQ(read_word(page), word_of(page));
@@ -222,10 +224,10 @@ TEST_F(PageServiceTest, ThreadsFaultTogether) {
 TEST_F(PageServiceTest, GivenUpMemoryIsZeroAndUnmappedMemoryIsForgotten) {
   begin();
   EXPECT_EQ(read_word(210), word_of(210));
-  ASSERT_EQ(::madvise(memory + 205 * P, 20 * P, MADV_DONTNEED), 0);
+  ASSERT_EQ(::madvise(memory + 205 * kPage, 20 * kPage, MADV_DONTNEED), 0);
   for (std::uint64_t page = 205; page < 225; ++page) EXPECT_EQ(read_word(page), 0u) << page;
   EXPECT_EQ(read_word(225), word_of(225));
-  ASSERT_EQ(::munmap(memory + 300 * P, 10 * P), 0);
+  ASSERT_EQ(::munmap(memory + 300 * kPage, 10 * kPage), 0);
   EXPECT_EQ(read_word(299), word_of(299));
   EXPECT_EQ(read_word(310), word_of(310));
 }
@@ -235,7 +237,7 @@ TEST_F(PageServiceTest, MemoryGivenUpWhileItIsCopiedIsZero) {
   begin();
   for (std::uint64_t first = 200; first + 24 <= kPages; first += 24) {
     EXPECT_EQ(read_word(first + 8), word_of(first + 8));
-    ASSERT_EQ(::madvise(memory + first * P, 24 * P, MADV_DONTNEED), 0);
+    ASSERT_EQ(::madvise(memory + first * kPage, 24 * kPage, MADV_DONTNEED), 0);
     for (std::uint64_t page = first; page < first + 24; ++page)
       ASSERT_EQ(read_word(page), 0u) << page;
   }
@@ -243,12 +245,13 @@ TEST_F(PageServiceTest, MemoryGivenUpWhileItIsCopiedIsZero) {
 
 TEST_F(PageServiceTest, MovedMemoryMovesWithItsContents) {
   begin();
-  char* target = memory + (kPages + 50) * P;
-  void* moved = ::mremap(memory + 220 * P, 30 * P, 30 * P, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+  char* target = memory + (kPages + 50) * kPage;
+  void* moved =
+      ::mremap(memory + 220 * kPage, 30 * kPage, 30 * kPage, MREMAP_MAYMOVE | MREMAP_FIXED, target);
   ASSERT_EQ(moved, target);
   for (std::uint64_t i = 0; i < 30; ++i) {
     std::uint64_t word;
-    std::memcpy(&word, target + i * P, sizeof word);
+    std::memcpy(&word, target + i * kPage, sizeof word);
     ASSERT_EQ(word, word_of(220 + i)) << i;
   }
 }
@@ -308,7 +311,7 @@ TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsDrained) {
   begin();
   EXPECT_EQ(read_word(3), word_of(3));
   for (std::uint64_t page : {50, 250, 251, 400})
-    ASSERT_EQ(::mprotect(memory + page * P, P, PROT_READ), 0);
+    ASSERT_EQ(::mprotect(memory + page * kPage, kPage, PROT_READ), 0);
   ASSERT_TRUE(service->drain(Deadline::after_ms(20'000)));
   expect_all_right();
 }
@@ -317,7 +320,7 @@ TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsReadAtLeisure) {
   begin({}, false, true);
   EXPECT_EQ(read_word(3), word_of(3));
   for (std::uint64_t page : {50, 250, 251, 400})
-    ASSERT_EQ(::mprotect(memory + page * P, P, PROT_READ), 0);
+    ASSERT_EQ(::mprotect(memory + page * kPage, kPage, PROT_READ), 0);
   Deadline deadline = Deadline::after_ms(20'000);
   while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
   expect_all_right();
@@ -325,8 +328,9 @@ TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsReadAtLeisure) {
 
 TEST_F(PageServiceTest, MemoryWhoseMappingWasSplitIsReadAhead) {
   std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
-  for (std::uint64_t page : {220, 230}) ASSERT_EQ(::mprotect(memory + page * P, P, PROT_READ), 0);
-  begin({{7, start + 210 * P, 40 * P}});
+  for (std::uint64_t page : {220, 230})
+    ASSERT_EQ(::mprotect(memory + page * kPage, kPage, PROT_READ), 0);
+  begin({{7, start + 210 * kPage, 40 * kPage}});
   Deadline deadline = Deadline::after_ms(20'000);
   while (service->stats().ahead_pages < 40 && !deadline.passed()) std::this_thread::yield();
   EXPECT_EQ(service->stats().ahead_pages, 40u);
@@ -341,7 +345,7 @@ TEST_F(PageServiceTest, AFaultOnMemoryThatIsBeingGivenUpIsAnswered) {
   std::thread giver([&] {
     for (std::uint64_t page = 200; page < kPages; ++page) {
       while (front < page) std::this_thread::yield();
-      ::madvise(memory + page * P, P, MADV_DONTNEED);
+      ::madvise(memory + page * kPage, kPage, MADV_DONTNEED);
     }
   });
   for (std::uint64_t page = 200; page < kPages; ++page) {
@@ -360,10 +364,11 @@ TEST_F(PageServiceTest, MemoryMovedToWhereItIsCopiedIsRead) {
   std::atomic<bool> drained{false};
   std::thread drain([&] { drained = service->drain(Deadline::after_ms(20'000)); });
   // The pages before the hole are there: those behind it are being copied.
-  while (service->stats().unread_bytes > 312 * P) {
+  while (service->stats().unread_bytes > 312 * kPage) {
   }
-  void* target = memory + 200 * P;
-  void* moved = ::mremap(memory + 500 * P, 4 * P, 4 * P, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+  void* target = memory + 200 * kPage;
+  void* moved =
+      ::mremap(memory + 500 * kPage, 4 * kPage, 4 * kPage, MREMAP_MAYMOVE | MREMAP_FIXED, target);
   drain.join();
   ASSERT_EQ(moved, target);
   ASSERT_TRUE(drained);
@@ -372,7 +377,7 @@ TEST_F(PageServiceTest, MemoryMovedToWhereItIsCopiedIsRead) {
 
 TEST_F(PageServiceTest, ARangeOfAProcessThatIsGoneHoldsNobodyUp) {
   std::uint64_t start = reinterpret_cast<std::uint64_t>(memory);
-  begin({{6, start, 5 * P}, {7, start + 300 * P, 5 * P}}, false, true);
+  begin({{6, start, 5 * kPage}, {7, start + 300 * kPage, 5 * kPage}}, false, true);
   EXPECT_EQ(read_word(3), word_of(3));
   Deadline deadline = Deadline::after_ms(20'000);
   while (service->stats().unread_bytes && !deadline.passed()) ::usleep(1000);
@@ -393,7 +398,7 @@ TEST_F(PageServiceTest, NothingIsReadAtLeisureWhileItRests) {
 }
 
 TEST_F(PageServiceTest, ImagesThatMakeNoSenseAreAnError) {
-  write_file(base + "/pages-1.img", std::string(10 * P, 'x'));
+  write_file(base + "/pages-1.img", std::string(10 * kPage, 'x'));
   EXPECT_THROW(read_process_memory(base, 7), Error);
   write_file(base + "/pagemap-7.img", read_file(base + "/pagemap-7.img").substr(0, 30));
   EXPECT_THROW(read_process_memory(base, 7), Error);

@@ -11,7 +11,7 @@
 namespace thaw::checkpoint {
 namespace {
 
-constexpr std::uint64_t P = kPageSize;
+constexpr std::uint64_t kPage = kPageSize;
 
 bool contains(const std::vector<TouchedRange>& ranges, int pid, std::uint64_t address) {
   for (const TouchedRange& range : ranges)
@@ -21,9 +21,13 @@ bool contains(const std::vector<TouchedRange>& ranges, int pid, std::uint64_t ad
 }
 
 TEST(RecordTest, RangesThatLieNearBecomeOne) {
-  auto merged = merge_ranges({{1, 10 * P, P}, {2, 0, P}, {1, 0, P}, {1, 5 * P, P}, {1, 11 * P, P}});
+  auto merged = merge_ranges({{1, 10 * kPage, kPage},
+                              {2, 0, kPage},
+                              {1, 0, kPage},
+                              {1, 5 * kPage, kPage},
+                              {1, 11 * kPage, kPage}});
   ASSERT_EQ(merged.size(), 2u);
-  EXPECT_EQ(merged[0].length, 12 * P);
+  EXPECT_EQ(merged[0].length, 12 * kPage);
   EXPECT_EQ(merged[1].pid, 2);
 }
 
@@ -31,7 +35,7 @@ TEST(RecordTest, TooManyAreJoinedUntilTheyFitAndNoneIsLost) {
   std::vector<TouchedRange> scattered;
   std::mt19937_64 random(1);
   for (std::uint64_t i = 0; i < 16'384; ++i)
-    scattered.push_back({static_cast<int>(1 + i % 3), random() % (1 << 26) * P, P});
+    scattered.push_back({static_cast<int>(1 + i % 3), random() % (1 << 26) * kPage, kPage});
   auto merged = merge_ranges(scattered, 1000);
   EXPECT_LE(merged.size(), 1000u);
   EXPECT_GT(merged.size(), 3u);
@@ -44,12 +48,14 @@ TEST(RecordTest, OnlyWhatWeWroteIsRead) {
   make_directories(base);
   EXPECT_FALSE(read_record(base, "c0ffee", key));
   EXPECT_TRUE(read_working_set(base).empty());
-  write_record(base, "c0ffee", {{{7, P, 2 * P}}, {{8, 9 * P, P}, {9, 3 * P, P}}, true}, key);
+  write_record(base, "c0ffee",
+               {{{7, kPage, 2 * kPage}}, {{8, 9 * kPage, kPage}, {9, 3 * kPage, kPage}}, true},
+               key);
   auto record = read_record(base, "c0ffee", key);
   ASSERT_TRUE(record);
   EXPECT_TRUE(record->served);
   ASSERT_EQ(record->start.size(), 1u);
-  EXPECT_EQ(record->start[0].length, 2 * P);
+  EXPECT_EQ(record->start[0].length, 2 * kPage);
   ASSERT_EQ(record->serving.size(), 2u);
   EXPECT_EQ(record->serving[1].pid, 9);
   EXPECT_EQ(read_working_set(base).size(), 3u);

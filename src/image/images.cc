@@ -185,11 +185,11 @@ std::vector<Image> list_images(const std::string& store_dir) {
 void remove_image(const std::string& store_dir, const std::string& id) {
   Error absent(Code::kNotFound, "remove image", id, "there is none with this id",
                "see the images in the store");
-  if (!is_id(id)) throw absent;
+  if (!is_id(id)) throw Error(absent);
   Staging staging(store_dir);
   // Out of sight at once; what takes long, or is cut short, happens there.
   if (::rename(image_dir(store_dir, id).c_str(), (staging.path() + "/removed").c_str()) != 0) {
-    if (errno == ENOENT) throw absent;
+    if (errno == ENOENT) throw Error(absent);
     throw_errno("remove image", id);
   }
 }

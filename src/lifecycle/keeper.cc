@@ -83,8 +83,10 @@ int let_go_of_ended(int last) {
     // One that could not be taken (no number for it is left) would read zeros: then the end is now.
     if (n <= 0 || (message.msg_flags & MSG_CTRUNC)) break;
     if (byte != 'h') continue;
+    cmsghdr* part = CMSG_FIRSTHDR(&message);
+    if (!part) break;
     int fd;
-    std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    std::memcpy(&fd, CMSG_DATA(part), sizeof fd);
     last = fd > last ? fd : last;
     if (++held < prune_at) continue;
     held = let_go_of_ended(last);

@@ -7,11 +7,11 @@ namespace {
 
 constexpr State kAll[] = {State::kPreparing,     State::kStarting,  State::kWarming,
                           State::kCheckpointing, State::kRestoring, State::kValidating,
-                          State::kReady,         State::kDraining,  State::kStopping,
-                          State::kStopped,       State::kFailed};
+                          State::kStandby,       State::kReady,     State::kDraining,
+                          State::kStopping,      State::kStopped,   State::kFailed};
 constexpr Event kEvents[] = {Event::kStartCold, Event::kRestore, Event::kStarted,  Event::kDump,
                              Event::kOpen,      Event::kResumed, Event::kFallBack, Event::kDrain,
-                             Event::kStop,      Event::kEnded,   Event::kDied};
+                             Event::kStop,      Event::kEnded,   Event::kDied,     Event::kRest};
 
 TEST(TableTest, NamesReadBack) {
   for (State state : kAll) EXPECT_EQ(parse_state(name(state)), state);

@@ -84,9 +84,13 @@ void warn_of_secrets(const PodPlan& plan, std::vector<std::string>& warnings) {
   }
 }
 
-int preferred_instance(state::Database& database) {
+// The network's number that living replicas are bound to; -1, any that is free, when none is left:
+// another daemon may have taken the last one meanwhile.
+int preferred_instance(state::Database& database, const std::string& data_dir) {
+  std::error_code none;
+  std::filesystem::directory_iterator slots(data_dir + "/slots", none);
   std::string text = database.setting("network_instance");
-  return text.empty() ? -1 : std::stoi(text);
+  return text.empty() || slots == std::filesystem::directory_iterator() ? -1 : std::stoi(text);
 }
 
 std::string unique_match(const std::vector<std::string>& ids, const std::string& prefix,
@@ -134,7 +138,7 @@ struct Controller::Impl {
         host(lifecycle::host_class(criu.version)),
         gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
         front(make_front(settings, gateway, database)),
-        network("/run/thaw", preferred_instance(database)),
+        network("/run/thaw", preferred_instance(database, settings.data_dir)),
         slots(settings, criu, network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
@@ -495,7 +499,9 @@ struct Controller::Impl {
       bool short_of_memory = false;
       attempt("look at the host's memory", next_us,
               [&] { short_of_memory = pressure.is_short(next_us); });
-      for (auto& [name, pod] : pods) {
+      for (auto& entry : pods) {
+        const std::string& name = entry.first;
+        Pod& pod = entry.second;
         bool called = needing.contains(name);
         bool done = attempt("reconcile pod " + name, next_us, [&] {
           follow_demand(pod, called, next_us);

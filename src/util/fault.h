@@ -95,8 +95,8 @@ inline constexpr FaultStep kFaultSteps[] = {
 // A step's name. One that is not in the list does not compile.
 class FaultName {
  public:
-  consteval FaultName(const char* name)
-      : name_(name) {  // NOLINT(google-explicit-constructor): a name is written as text
+  // NOLINTNEXTLINE(google-explicit-constructor): a step is named by a literal.
+  consteval FaultName(const char* name) : name_(name) {
     for (const FaultStep& step : kFaultSteps)
       if (step.name == name_) return;
     throw "add it to kFaultSteps";

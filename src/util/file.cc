@@ -136,8 +136,8 @@ std::string sha256_hex(std::string_view data) {
 std::string format_bytes(std::uint64_t bytes) {
   if (bytes < 1024) return fmt::format("{} B", bytes);
   const char* units[] = {"KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  int unit = -1;
+  double value = static_cast<double>(bytes) / 1024;
+  int unit = 0;
   while (value >= 1024 && unit < 3) {
     value /= 1024;
     ++unit;

@@ -43,7 +43,8 @@ def check_serves(pod, replica):
 
 
 def test_criu_killed(daemon):
-    """SIGKILL for CRIU before it has done anything, and with the tree frozen and images half written: the replica runs on."""
+    """SIGKILL for CRIU before it has done anything, and with the tree frozen and images half written: the replica runs on. Unless
+    CRIU was making the program execute code of its own just then: that can end it, and another one serves."""
     for stage in ("begun", "frozen"):
         pod = dumping_pod(daemon, name=stage)
         client = Client(pod.port)
@@ -52,7 +53,11 @@ def test_criu_killed(daemon):
             client.check_waits("during the dump")
             dump.kill()
         replica = client.wait_answer()["identity"]["replica"]
-        equal(replica, dump.replica["id"], f"{stage}: who serves")
+        if replica != dump.replica["id"] and stage == "frozen":
+            reason = daemon.replica(dump.replica["id"])["reason"]
+            check("SIGTRAP" in reason or "SIGSEGV" in reason, f"how the replica ended when its CRIU was killed: {reason}")
+        else:
+            equal(replica, dump.replica["id"], f"{stage}: who serves")
         check_nothing_made(pod, dump.checkpoint, "CRIU")
         check_serves(pod, replica)
         daemon.remove(pod.name)

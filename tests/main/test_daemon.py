@@ -1,5 +1,6 @@
 """What outlives a daemon that is killed, stops, many restores at once, every condition, bad input."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -78,6 +79,21 @@ def test_a_killed_daemon_takes_ready_replicas_back(daemon):
             equal(new[key], old[key], key)
     equal({get(port)["replica"] for _ in range(8)}, {row["id"] for row in before}, "who answers after it")
     check("asked" in daemon.logs(before[0]["id"]), "the log goes on")
+
+
+def test_a_network_that_another_daemon_has_taken():
+    """Only living replicas bind a daemon to the number of its network: without any it takes another."""
+    with thawtest.Daemon() as first, contextlib.ExitStack() as later:
+        number = first.locks()
+        first.stop()
+        others = []
+        # Others take every number up to that one.
+        while not any(other.locks() & number for other in others):
+            check(len(others) < 8, f"number {number} is not given out again")
+            others.append(later.enter_context(thawtest.Daemon()))
+        first.start()
+        equal(first.locks() & number, set(), "the numbers that both have")
+        first.deploy(spec("other"))
 
 
 def test_a_killed_daemon_learns_how_a_replica_ended(daemon):

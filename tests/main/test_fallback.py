@@ -266,11 +266,12 @@ def test_proof_fails(daemon):
     """A program that works, but not when it is restored: its checkpoint is never offered, and the pod serves on."""
     pod = Pod(daemon, when=GO, env={"AT_START": "leave-when-restored"})
     since = daemon.last_event()
-    pod.warm()
-    verifying = pod.wait_event("checkpoint.verifying", since)
-    pod.halt()  # its probe passes late enough for the program to be gone
+    pod.deploy()
+    pod.wait_note("up")
+    with common.HeldDump(pod) as dump:
+        pod.halt()  # before the proof, whose probe would pass while the program is still there
     failed = pod.wait_event("checkpoint.failed", since)
-    equal(failed["checkpoint"], verifying["checkpoint"], "which checkpoint failed")
+    equal(failed["checkpoint"], dump.checkpoint, "which checkpoint failed")
     check("proof" in failed["message"] and "exit" in failed["message"], f"the reason does not tell how the proof went: {failed['message']}")
     pod.go()
     first = pod.get()["identity"]["replica"]
@@ -288,9 +289,8 @@ def test_proof_fails(daemon):
     # A good dump is no success: the next proof that fails is the second in a row.
     daemon.scale(pod.name, 1)
     since = daemon.last_event()
-    create = common.background(daemon, "checkpoint", "create", pod.name)
-    pod.wait_event("checkpoint.verifying", since)
     pod.halt()
+    create = common.background(daemon, "checkpoint", "create", pod.name)
     pod.wait_event("checkpoint.failed", since)
     create.wait(30)
     equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["backoff"]["failures"], 2, "proofs that failed in a row")

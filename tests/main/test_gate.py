@@ -70,6 +70,19 @@ def servers(daemon):
     return found
 
 
+def test_probes_are_gone_at_the_dump(daemon):
+    """Neither a connection nor a process of any probe is in the dumped tree."""
+    pod = Pod(daemon, when={"all": [{"exec": ["test", "-e", "/ctl/go"]}, {"http": {"path": "/"}}, {"tcp": 8000}]})
+    pod.deploy()
+    pod.wait_note("up")
+    with HeldDump(pod) as dump:
+        equal(common.connections_inside(daemon, dump.replica), [], "connections at the dump")
+        group = thawtest._read(f"/proc/{dump.replica['pid']}/cgroup")
+        tree = [pid for pid in thawtest._pids() if thawtest._read(f"/proc/{pid}/cgroup") == group]
+        equal(tree, [dump.replica["pid"]], "processes at the dump")
+    pod.wait_checkpoint()
+
+
 def test_dump_failed(daemon):
     """A program that cannot be dumped serves all the same; the next one starts cold, and says why there is no checkpoint."""
     pod = Pod(daemon, when=GO, env={"AT_START": "landlock"})
