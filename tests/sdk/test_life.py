@@ -104,7 +104,7 @@ def test_a_deploy_leaves_the_scale(daemon):
 
     def look():
         row = daemon.api("GET", "/v1/pods/zero")
-        return row["scale"], row["version"], [replica["version"] for replica in daemon.replicas("zero")]
+        return row["scale"], row["version"], [replica["version"] for replica in daemon.replicas("zero", "ready")]
 
     url = declared("one").deploy().urls[0]
     equal(look(), (0, 1, []), "scale, version and replicas after the first deploy")

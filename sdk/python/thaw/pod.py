@@ -307,6 +307,7 @@ class Pod:
         max_replicas: Optional[int] = None,
         keep_warm: Optional[values.Duration] = None,
         scale_down_delay: Optional[values.Duration] = None,
+        drain: Optional[values.Duration] = None,
         concurrency: Optional[int] = None,
         standby: Optional[int] = None,
         standby_warm: Optional[bool] = None,
@@ -354,6 +355,7 @@ class Pod:
             raise InvalidError("use max_replicas", max_replicas, f"it is below min_replicas, {min_replicas}", "raise max_replicas or lower min_replicas")
         self.keep_warm = None if keep_warm is None else values.duration("keep_warm", keep_warm)
         self.scale_down_delay = None if scale_down_delay is None else values.duration("scale_down_delay", scale_down_delay)
+        self.drain = None if drain is None else values.duration("drain", drain)
         self.concurrency = None if concurrency is None else values.whole("concurrency", concurrency, 1, 100_000)
         self.standby = None if standby is None else values.whole("standby", standby, 0, 1000)
         self.standby_warm = None if standby_warm is None else values.flag("standby_warm", standby_warm)
@@ -428,7 +430,7 @@ class Pod:
         spec: Dict[str, Any] = {
             "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, helpers],
             "secrets": [{"name": name, "file": path} for name, path in self.secrets],
-            "replicas": _given({"min": self.min_replicas, "max": self.max_replicas, "keep_warm": self.keep_warm, "scale_down_delay": self.scale_down_delay,
+            "replicas": _given({"min": self.min_replicas, "max": self.max_replicas, "keep_warm": self.keep_warm, "scale_down_delay": self.scale_down_delay, "drain": self.drain,
                                 "concurrency": self.concurrency, "standby": self.standby, "standby_warm": self.standby_warm}),
             "args": self.args, "network": self.network, "links": self.links, "routes": self.routes,
             "ready": self.ready and self.ready.to_spec(), "alive": self.alive and {**self.alive, "probe": self.alive["probe"].to_spec()},
@@ -528,14 +530,15 @@ class Pod:
                     self.client.delete(f"/v1/checkpoints/{row['id']}")
 
     def _wait_ready(self, version: int, end: float, progress: Optional[Progress], after: int) -> Dict[str, Any]:
-        """Until as many replicas of this version are ready as are wanted, which is for connections to say, too, and none of another is left.
+        """Until as many replicas of this version are ready as are wanted, which is for connections to say, too, and those of another have been told to go.
+        They may have connections to finish for long.
         A failed one of this version ends it: replicas of the version before may serve well, but that is not what was asked for."""
         from .follow import follow
 
         def ready() -> Optional[str]:
             """None, or what is missing."""
             wanted = self.client.get(self._path)["desired"]
-            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in (*_ENDED, "standby")]
+            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in (*_ENDED, "standby", "draining", "stopping")]
             mine = [row for row in rows if row["version"] == version and row["state"] == "ready"]
             return None if len(mine) == wanted == len(rows) else f"{len(mine)} of {wanted} replicas are ready"
 
@@ -550,7 +553,7 @@ class Pod:
                     row = self.client.get(f"/v1/replicas/{event['replica']}")
                     if row["version"] == version and not row["proof"]:
                         raise self._with_log(ThawError("unavailable", "deploy", self.name, row["reason"] or event["message"], "correct it, and deploy again"), row)
-                if event["type"] in ("replica.ready", "replica.stopped", "replica.failed", "pod.demand", "pod.scaled"):
+                if event["type"] in ("replica.ready", "replica.draining", "replica.stopped", "replica.failed", "pod.demand", "pod.scaled"):
                     now = ready()
                     if now is None:
                         break
