@@ -1011,8 +1011,8 @@ PodView Controller::scale(const std::string& name, std::optional<int> replicas,
     // Before the view, which then shows no fewer: replicas move while this looks at them.
     int ready = impl.ready(*pod);
     PodView now = impl.view(*pod);
-    // A deploy is done when its replicas are ready: those of the version before may have connections
-    // to finish for an hour. Who asks for fewer waits until the others are gone.
+    // A deploy is done when its replicas are ready: those of the version before may have
+    // connections to finish for an hour. Who asks for fewer waits until the others are gone.
     if (ready == wanted && (now.total == wanted || !replicas)) return now;
     if (pod->last_failure_us > asked && ready < wanted)
       throw Error(Code::kUnavailable, "scale pod", name, pod->last_failure,
