@@ -97,22 +97,24 @@ def test_held(daemon):
     for timing in ask_held(lambda: daemon.scale("a", 1)):
         check(timing.endswith('desc="restored"'), timing)
 
-    # A client that leaves while held, or while a replica works for it, is forgotten, also behind bytes that nobody has read.
-    for state in ("held", "active"):
-        if state == "held":
-            daemon.cli("stop", "a")  # or the client would start a replica, which is there in no time
-        else:
-            daemon.scale("a", 1)
+    # A client that leaves while held, or while a replica works for it, is forgotten, also behind bytes that nobody has read. It is held
+    # by a pod that starts cold: a restore is over before anybody has looked.
+    deploy(daemon, "slow", wait=False, routes=[{"host": "slow.example.com"}], env={"STARTS_IN": "1"}, checkpoint={"enabled": False},
+           replicas={"min": 0, "max": 1})  # fmt: skip
+    daemon.scale("a", 1)
+    for state, pod in (("held", "slow"), ("active", "a")):
         for more in (b"", b"GET / HTTP/1.1\r\n"):
+            if state == "held":
+                daemon.scale(pod, 0)
             connection = front.connect()
-            connection.sendall(b"GET /hang HTTP/1.1\r\nHost: a.example.com\r\n\r\n" + more)
-            wait_connections(daemon, state, 1)
+            connection.sendall(f"GET /hang HTTP/1.1\r\nHost: {pod}.example.com\r\n\r\n".encode() + more)
+            wait_connections(daemon, pod, state, 1)
             connection.close()
-            wait_connections(daemon, state, 0)
+            wait_connections(daemon, pod, state, 0)
 
 
-def wait_connections(daemon, state, count):
-    thawtest.wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"][state] == count, f"{count} connections are {state}", step=0.01)
+def wait_connections(daemon, pod, state, count):
+    thawtest.wait_for(lambda: daemon.api("GET", f"/v1/pods/{pod}")["connections"][state] == count, f"{count} connections are {state}", step=0.01)
 
 
 def test_bounds():
