@@ -28,11 +28,9 @@ void hide_secrets(Exchange& exchange, json& object) {
     for (auto& [key, value] : object["spec"]["env"].items())
       if (pods::looks_secret(key, value.get<std::string>())) value = kHidden;
   if (object.contains("config") && object["config"].contains("Env"))
-    for (json& entry : object["config"]["Env"]) {
-      std::string text = entry, key = text.substr(0, text.find('='));
-      if (key.size() < text.size() && pods::looks_secret(key, text.substr(key.size() + 1)))
+    for (json& entry : object["config"]["Env"])
+      if (std::string key = pods::secret_name(entry.get<std::string>()); !key.empty())
         entry = key + "=" + kHidden;
-    }
 }
 
 void reply_shown(Exchange& exchange, json body) {

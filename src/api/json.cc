@@ -99,11 +99,6 @@ json to_json(const pods::DeployResult& result) {
 }
 
 json to_json(const state::ReplicaRow& replica) {
-  json phases = json::array();
-  for (auto& phase : replica.phases) {
-    phases.push_back(
-        {{"name", phase.name}, {"start_us", phase.start_us}, {"end_us", phase.end_us}});
-  }
   json object{{"id", replica.id},
               {"pod", replica.pod},
               {"version", replica.version},
@@ -120,7 +115,7 @@ json to_json(const state::ReplicaRow& replica) {
               {"exit_code", replica.exit_code ? json(*replica.exit_code) : json()},
               {"gate_open", replica.gate_open},
               {"proof", replica.proof},
-              {"phases", phases}};
+              {"phases", state::to_json(replica.phases)}};
   put_time(object, "created", replica.created_us);
   put_time(object, "ready", replica.ready_us);
   put_time(object, "ended", replica.ended_us);

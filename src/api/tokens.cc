@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "state/spec.h"
 #include "util/clock.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -33,7 +34,8 @@ void check_workspace(const Token& token) {
   if (text.empty()) return;
   if (text.size() > 20 ||
       text.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-") != std::string::npos ||
-      text.front() == '-' || text.back() == '-' || text.find("--") != std::string::npos)
+      text.front() == '-' || text.back() == '-' ||
+      text.find(state::kWorkspaceMark) != std::string::npos)
     throw Error(Code::kInvalid, "create token for workspace", text, "this is no name for it",
                 "use up to 20 lower-case letters, digits and single '-' in between");
   if (token.scope == Scope::kAdmin)

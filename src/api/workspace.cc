@@ -35,7 +35,9 @@ void replace_name(std::string& text, const std::string& name, const std::string&
 class Inside final : public Backend {
  public:
   Inside(Backend& all, const Token& token)
-      : all_(all), prefix_(token.workspace + "--"), folders_(token.folders) {}
+      : all_(all),
+        prefix_(token.workspace + std::string(state::kWorkspaceMark)),
+        folders_(token.folders) {}
 
   pods::DeployResult deploy(const state::PodSpec& given) override {
     state::PodSpec spec = given;

@@ -1,8 +1,6 @@
 #include "checkpoint/criu_install.h"
 
 #include <linux/capability.h>
-#include <sched.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/statfs.h>
 #include <sys/utsname.h>
@@ -16,6 +14,7 @@
 #include "util/error.h"
 #include "util/file.h"
 #include "util/log.h"
+#include "util/private_tmpfs.h"
 #include "util/process.h"
 
 namespace thaw::checkpoint {
@@ -88,27 +87,16 @@ void prime_kernel_cache(const CriuInstall& criu) {
                       " " + kernel.version + " " + criu.version;
   if (exists(kCache) && exists(kCacheOwner) && trim(read_file(kCacheOwner)) == trim(owner)) return;
   std::string cache;
-  std::exception_ptr failure;
-  // The thread gives up sharing its root and mounts with the others, and ends.
-  std::thread([&] {
-    try {
-      check(::unshare(CLONE_NEWNS), "unshare mount namespace");
-      check(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), "make mounts private",
-            "/");
-      check(::mount("tmpfs", "/run", "tmpfs", 0, "mode=755"), "mount tmpfs at", "/run");
-      std::vector<std::string> argv = criu.command;
-      argv.push_back("check");
-      RunResult result = run(argv, Deadline::after_ms(30'000));
-      // `check` may fail for features that Thaw does not need; what counts is that the cache was
-      // written.
-      if (!exists(kCache))
-        throw Error(Code::kUnsupported, "let CRIU examine the kernel", "criu check", result.why());
-      cache = read_file(kCache);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  }).join();
-  if (failure) std::rethrow_exception(failure);
+  with_private_tmpfs("/run", [&] {
+    std::vector<std::string> argv = criu.command;
+    argv.push_back("check");
+    RunResult result = run(argv, Deadline::after_ms(30'000));
+    // `check` may fail for features that Thaw does not need; what counts is that the cache was
+    // written.
+    if (!exists(kCache))
+      throw Error(Code::kUnsupported, "let CRIU examine the kernel", "criu check", result.why());
+    cache = read_file(kCache);
+  });
   write_file_atomic(kCache, cache);
   write_file_atomic(kCacheOwner, owner);
   log::info("CRIU's knowledge of the kernel was cached", {{"file", kCache}});

@@ -71,10 +71,11 @@ struct stat regular_file(const std::string& path) {
   return info;
 }
 
-void check_directory(const std::string& path) {
+struct stat directory_at(const std::string& path) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
     throw Error(Code::kCorrupt, "use checkpoint folder", path, "it is missing");
+  return info;
 }
 
 bool is_plain_name(std::string_view name) {
@@ -104,7 +105,7 @@ void check_names(const Manifest& manifest, const std::string& directory) {
     if (!is_plain_name(name)) refuse(name, "is no name of a folder");
   for (const std::string& layer : manifest.layers)
     if (!manifest.trees.count(layer)) refuse(layer, "is a layer without a digest");
-  check_directory(directory + "/images");
+  directory_at(directory + "/images");
   for (const std::string& name : names_in(directory + "/images"))
     if (!images.count(name)) refuse("images/" + name, "was not there when it was sealed");
   // Used where they are there, so they may not come later.
@@ -262,10 +263,7 @@ Manifest Verifier::verify(const std::string& directory) {
     // Layers are hashed once a daemon; a whole walk at each restore would cost more than the
     // restore.
     std::string full = directory + "/" + folder;
-    check_directory(full);
-    struct stat info;
-    check(::lstat(full.c_str(), &info), "stat", full);
-    std::string now = identity(info);
+    std::string now = identity(directory_at(full));
     auto known = known_.find(full);
     if (known != known_.end() && known->second == now) continue;
     if (store::digest_tree(full) != digest)

@@ -6,8 +6,6 @@
 
 #include "gateway/link_listener.h"
 #include "gateway/router.h"
-#include "util/clock.h"
-#include "util/process.h"
 
 namespace thaw::gateway {
 
@@ -83,10 +81,6 @@ Fd Gateway::drained(const std::string& replica) {
   Fd event = Fd::event();
   impl_->loop.call([&] { impl_->router->tell_drained(replica, event.duplicate()); });
   return event;
-}
-
-bool Gateway::drain(const std::string& replica, std::int64_t timeout_us) {
-  return wait_readable(drained(replica).get(), Deadline::after_us(timeout_us));
 }
 
 void Gateway::drop(const std::string& replica) {

@@ -144,8 +144,6 @@ class Gateway {
   void close_gate(const std::string& pod, const std::string& replica);
   // Readable as soon as no connection of this replica is in flight.
   Fd drained(const std::string& replica);
-  // Waits for that; false at the time-out.
-  bool drain(const std::string& replica, std::int64_t timeout_us);
   // Resets what is left of this replica's connections.
   void drop(const std::string& replica);
 

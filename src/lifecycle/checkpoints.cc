@@ -234,7 +234,8 @@ std::optional<UsableCheckpoint> Checkpoints::find(const std::string& fingerprint
 }
 
 std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::string& replica,
-                                             bool forced, std::string* why, std::uint64_t bytes) {
+                                             bool forced, std::string* why,
+                                             const std::function<std::uint64_t()>& size) {
   auto refuse = [&](const std::string& reason) {
     if (why) *why = reason;
     return std::nullopt;
@@ -247,6 +248,7 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
     return refuse(
         fmt::format("{} dumps of this version failed in a row, the next is tried in {} s: {}",
                     pause->failures, (pause->until_us - wall_us()) / 1'000'000, pause->reason));
+  std::uint64_t bytes = size();
   // Room is looked for and taken by one at a time, so that two dumps do not count on the same.
   std::unique_lock one_at_a_time(begin_mutex_);
   if (std::string full; !make_room(bytes, "", &full)) return refuse(full);
@@ -300,7 +302,7 @@ void Checkpoints::dumped(DumpTicket ticket, const nlohmann::json& result,
                          std::shared_ptr<ShimClient> shim) {
   std::scoped_lock lock(mutex_);
   if (result.value("staged", false)) to_collect_.insert(ticket.id);
-  jobs_.push_back({std::move(ticket), result, std::move(shim), "", false});
+  jobs_.push_back({std::move(ticket), result, std::move(shim)});
   changed_.notify_all();
 }
 
@@ -337,7 +339,7 @@ void Checkpoints::dump_failed(const DumpTicket& ticket, const std::string& reaso
     log::error("a checkpoint's failure could not be written down; it is tried again",
                {{"checkpoint", ticket.id}, {"error", error.what()}});
     std::scoped_lock lock(mutex_);
-    jobs_.push_back({ticket, nullptr, nullptr, reason, count});
+    jobs_.push_back({.ticket = ticket, .failure = reason, .count = count});
     changed_.notify_all();
   }
 }
@@ -412,8 +414,10 @@ void Checkpoints::forget_pod(const std::string& pod) {
   }
 }
 
-void Checkpoints::remove(const std::string& id) {
-  set_status(id, "deleted", "");
+void Checkpoints::remove(const std::string& id) { retire(id, "", nlohmann::json::object()); }
+
+void Checkpoints::retire(const std::string& id, const std::string& reason, nlohmann::json data) {
+  set_status(id, "deleted", reason, std::move(data));
   fault_point("checkpoint.deleted");
   replica_ended();
 }
@@ -459,13 +463,11 @@ bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::s
                        format_bytes(bytes), format_bytes(size.free));
       return false;
     }
-    set_status(oldest->id, "deleted",
-               fmt::format("it made room for another: of those that nothing runs from it "
-                           "was used longest ago ({})",
-                           format_wall(oldest->updated_us)),
-               {{"evicted", true}});
-    fault_point("checkpoint.deleted");
-    replica_ended();
+    retire(oldest->id,
+           fmt::format("it made room for another: of those that nothing runs from it "
+                       "was used longest ago ({})",
+                       format_wall(oldest->updated_us)),
+           {{"evicted", true}});
     if (exists(settings_.checkpoint_dir(oldest->id))) {
       *why = "the files of checkpoint " + oldest->id + " could not be removed";
       return false;
@@ -552,11 +554,8 @@ void Checkpoints::recover(
       }
       std::scoped_lock lock(mutex_);
       in_work_.insert(row.id);
-      proofs_.push_back({{row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica},
-                         nullptr,
-                         nullptr,
-                         "",
-                         false});
+      proofs_.push_back(
+          {.ticket = {row.id, settings_.checkpoint_dir(row.id), 0, *plan, row.replica}});
       changed_.notify_all();
     }
   }
@@ -666,7 +665,7 @@ bool Checkpoints::finish(Job& job) {
     return true;
   }
   std::scoped_lock lock(mutex_);
-  proofs_.push_back({ticket, nullptr, nullptr, "", false});
+  proofs_.push_back({.ticket = ticket});
   changed_.notify_all();
   return false;
 }

@@ -69,10 +69,11 @@ class Checkpoints {
   // The id of the one that the next start would try; "" when there is none.
   std::string offered(const std::string& fingerprint);
 
-  // nullopt when another replica dumps, one exists, a failure backs off, or `bytes` more do not fit
-  // on the disk or into the quota even when everything unused has gone; `why` says which.
+  // nullopt when another replica dumps, one exists, a failure backs off, or `size` bytes more do
+  // not fit on the disk or into the quota even when everything unused has gone; `why` says which.
+  // The size is asked for only when it matters: telling it takes time.
   std::optional<DumpTicket> begin(const PodPlan& plan, const std::string& replica, bool forced,
-                                  std::string* why, std::uint64_t bytes = 0);
+                                  std::string* why, const std::function<std::uint64_t()>& size);
   // The shim's answer to a good dump. Collects what the shim still holds in memory, seals, proves
   // and offers it in the background.
   void dumped(DumpTicket ticket, const nlohmann::json& result, std::shared_ptr<ShimClient> shim);
@@ -107,7 +108,7 @@ class Checkpoints {
  private:
   struct Job {
     DumpTicket ticket;
-    nlohmann::json result;  // null: sealed already
+    nlohmann::json result = nullptr;  // null: sealed already
     std::shared_ptr<ShimClient> shim;
     std::string failure;  // what is left to do is to write this down
     bool count = false;
@@ -120,6 +121,7 @@ class Checkpoints {
   // What was removed stays removed, whoever works on it still.
   void set_status(const std::string& id, const std::string& status, const std::string& reason,
                   nlohmann::json data = nlohmann::json::object());
+  void retire(const std::string& id, const std::string& reason, nlohmann::json data);
   void done_with(const std::string& id);  // nobody writes to its folder any more
   void discard_files(const std::string& id);
   // In the order of a lock on mutex_.

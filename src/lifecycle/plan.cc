@@ -246,10 +246,11 @@ runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& repl
   container.mounts = plan.spec.mounts;
   container.secrets = plan.spec.secrets;
   container.resources = plan.spec.resources;
-  // Of its own workspace (api/workspace.h) also by the short name.
-  std::size_t workspace = plan.spec.name.find("--");
-  std::string prefix =
-      workspace == std::string::npos ? "" : plan.spec.name.substr(0, workspace + 2);
+  // Of its own workspace also by the short name.
+  std::size_t mark = plan.spec.name.find(state::kWorkspaceMark);
+  std::string prefix = mark == std::string::npos
+                           ? ""
+                           : plan.spec.name.substr(0, mark + state::kWorkspaceMark.size());
   for (const std::string& pod : plan.spec.links) {
     container.hosts.emplace_back(network::link_address(pod), pod);
     if (!prefix.empty() && pod.starts_with(prefix))

@@ -36,14 +36,6 @@ std::int64_t dump_timeout_us(std::uint64_t memory_bytes) {
 // For the shim's answer when the time is up.
 constexpr std::int64_t kAnswerUs = 10'000'000;
 
-// As the API shows them.
-nlohmann::json phases_json(const std::vector<state::PhaseRow>& phases) {
-  nlohmann::json list = nlohmann::json::array();
-  for (const auto& phase : phases)
-    list.push_back({{"name", phase.name}, {"start_us", phase.start_us}, {"end_us", phase.end_us}});
-  return list;
-}
-
 bool readable(int fd) { return wait_readable(fd, Deadline::after_us(0)); }
 
 std::string hostname_of(const std::string& pod, const std::string& replica) {
@@ -319,7 +311,7 @@ void Replica::move(Event event, const std::string& message, nlohmann::json data,
       row.ended_us = wall_us();
     else
       row.phases.push_back({row.state, now, 0});
-    if (*to == State::kReady || ended(*to)) data["phases"] = phases_json(row.phases);
+    if (*to == State::kReady || ended(*to)) data["phases"] = state::to_json(row.phases);
     row.gate_open = *to == State::kReady;
     if (row.gate_open && row.ready_us == 0) row.ready_us = wall_us();
     state::EventRow told{.type = "replica." + row.state,
@@ -646,7 +638,8 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
   std::optional<DumpTicket> ticket;
   bool count = true;
   try {
-    ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure, dump_bytes());
+    ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure,
+                                         [this] { return dump_bytes(); });
     if (!ticket) return;
     *checkpoint_id = ticket->id;
     move(Event::kDump, "dumping into checkpoint " + ticket->id);

@@ -76,12 +76,10 @@ void warn_of_secrets(const PodPlan& plan, std::vector<std::string>& warnings) {
       warnings.push_back("env." + key +
                          " looks like a secret: the checkpoint holds it; give it as a file under "
                          "`secrets`");
-  for (const nlohmann::json& text : plan.image_config.value("Env", nlohmann::json::array())) {
-    std::string entry = text, key = entry.substr(0, entry.find('='));
-    if (key.size() < entry.size() && looks_secret(key, entry.substr(key.size() + 1)))
+  for (const nlohmann::json& entry : plan.image_config.value("Env", nlohmann::json::array()))
+    if (std::string key = secret_name(entry.get<std::string>()); !key.empty())
       warnings.push_back("the image's variable " + key +
                          " looks like a secret: whoever has the image or a checkpoint has it");
-  }
 }
 
 // The network's number that living replicas are bound to; -1, any that is free, when none is left:
@@ -1112,8 +1110,8 @@ void Controller::stop_replica(const std::string& text) {
   std::scoped_lock lock(impl_->mutex);
   Impl::Pod& pod = impl_->find_pod(row.pod);
   Replica& replica = impl_->live_replica(row.id);
-  // The pod wants one less from now on; else another would take its place at once.
   replica.stop("stop was asked for");
+  // The pod wants one less from now on; else another would take its place at once.
   state::PodRow wanted = pod.row;
   if (row.version == wanted.version && wanted.desired > 0) --wanted.desired;
   impl_->store(pod, std::move(wanted));

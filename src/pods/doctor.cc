@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/userfaultfd.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -22,6 +21,7 @@
 #include "runtime/resolver.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/private_tmpfs.h"
 #include "util/process.h"
 
 namespace thaw::pods {
@@ -110,25 +110,18 @@ CheckResult check_userfaultfd() {
 // has loaded yet.
 CheckResult check_overlay() {
   constexpr const char* remedy = "build the kernel with CONFIG_OVERLAY_FS, or load the module";
-  std::string cause;
-  // The thread gives up sharing its mounts with the others, and ends.
-  std::thread([&] {
-    try {
-      check(::unshare(CLONE_NEWNS), "unshare mount namespace");
-      check(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), "make mounts private",
-            "/");
-      check(::mount("tmpfs", "/tmp", "tmpfs", 0, "mode=700"), "mount tmpfs at", "/tmp");
+  try {
+    with_private_tmpfs("/tmp", [] {
       for (const char* name : {"/tmp/lower", "/tmp/upper", "/tmp/work", "/tmp/merged"})
         make_directories(name);
       check(::mount("overlay", "/tmp/merged", "overlay", 0,
                     "lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work"),
             "mount overlay at", "/tmp/merged");
-    } catch (const Error& error) {
-      cause = error.what();
-    }
-  }).join();
-  if (cause.empty()) return {"overlay", Status::kPass, "available", ""};
-  return {"overlay", Status::kFail, cause, remedy};
+    });
+    return {"overlay", Status::kPass, "available", ""};
+  } catch (const Error& error) {
+    return {"overlay", Status::kFail, error.what(), remedy};
+  }
 }
 
 CheckResult check_nftables() {

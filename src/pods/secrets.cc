@@ -38,4 +38,11 @@ bool looks_secret(std::string_view name, std::string_view value) {
           value.find("PRIVATE KEY-----") != std::string_view::npos);
 }
 
+std::string secret_name(std::string_view entry) {
+  std::size_t end = entry.find('=');
+  bool secret =
+      end != std::string_view::npos && looks_secret(entry.substr(0, end), entry.substr(end + 1));
+  return secret ? std::string(entry.substr(0, end)) : "";
+}
+
 }  // namespace thaw::pods

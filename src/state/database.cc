@@ -157,6 +157,13 @@ std::string private_file(const std::string& path) {
 
 }  // namespace
 
+json to_json(const std::vector<PhaseRow>& phases) {
+  json list = json::array();
+  for (const auto& phase : phases)
+    list.push_back({{"name", phase.name}, {"start_us", phase.start_us}, {"end_us", phase.end_us}});
+  return list;
+}
+
 struct Database::Impl {
   explicit Impl(const std::string& file) : path(private_file(file)), db(path) {
     open_schema(db, path);

@@ -31,6 +31,9 @@ struct PhaseRow {
                end_us = 0;  // since the replica was asked for (monotonic); end 0: not ended yet
 };
 
+// As the API and events show them: [{name, start_us, end_us}].
+nlohmann::json to_json(const std::vector<PhaseRow>& phases);
+
 struct ReplicaRow {
   std::string id;  // 12 hex digits
   std::string pod;

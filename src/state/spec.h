@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace thaw::state {
@@ -98,6 +99,9 @@ struct Alive {
   int failures = 3;  // in a row
   bool operator==(const Alive&) const = default;
 };
+
+// Pods of workspace W are named W--NAME (api/workspace.h).
+inline constexpr std::string_view kWorkspaceMark = "--";
 
 struct PodSpec {
   std::string name;

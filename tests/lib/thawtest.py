@@ -105,6 +105,13 @@ def wait_for(predicate, what, timeout=30, step=0.05):
         time.sleep(step)
 
 
+def temporary_folder():
+    """Removed when the test file ends."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="thaw-test-"))
+    at_end(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

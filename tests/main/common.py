@@ -372,9 +372,9 @@ def run(*argv, timeout=60):
     return done.stdout
 
 
-def background(daemon, *arguments):
-    """`thaw ARGUMENTS` as a process, which ends with the test at the latest."""
-    process = subprocess.Popen([daemon.binary, *map(str, arguments)], env={**daemon.env, "THAW_HOST": daemon.address}, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+def background(daemon, *arguments, **more):
+    """`thaw ARGUMENTS` as a process, which ends with the test at the latest. `more` is Popen's, in place of pipes and text."""
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more}
+    process = subprocess.Popen([daemon.binary, *map(str, arguments)], env={**daemon.env, "THAW_HOST": daemon.address}, **options)
     thawtest.at_end(process.kill)
     return process

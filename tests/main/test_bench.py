@@ -1,9 +1,7 @@
 """bench/run in short: every row is measured, and says what its reader needs. No time is judged here."""
 
 import json
-import pathlib
 import subprocess
-import tempfile
 
 import thawtest
 from thawtest import check, equal
@@ -12,8 +10,7 @@ SYSTEMS = ["cold", "runc", "criu", "podman", "thaw-eager", "thaw-lazy", "thaw-cl
 
 
 def test_rows():
-    out = pathlib.Path(tempfile.mkdtemp())
-    thawtest.at_end(lambda: subprocess.run(["rm", "-rf", out], check=False))
+    out = thawtest.temporary_folder()
     done = subprocess.run(
         [thawtest.REPOSITORY / "bench/run", "--heaps", "10", "--n", "1", "--cold", "0", "--systems", ",".join(SYSTEMS), "--out", out, "--thaw",
          thawtest.binary()], capture_output=True, text=True, timeout=200, check=False,

@@ -16,6 +16,7 @@ import termios
 import time
 
 import thawtest
+from common import background
 from thawtest import Daemon, check, equal, rootfs
 
 PROGRAM = "import http.server\nprint('begun', flush=True)\nhttp.server.HTTPServer(('0.0.0.0', 8000), http.server.SimpleHTTPRequestHandler).serve_forever()"
@@ -28,19 +29,13 @@ def spec(name, **more):
     }  # fmt: skip
 
 
-def thaw(daemon, *words, **more):
-    process = subprocess.Popen([daemon.binary, *words], env={**daemon.env, "THAW_HOST": daemon.address}, **more)
-    thawtest.at_end(process.kill)
-    return process
-
-
 class Terminal:
     """`thaw WORDS` on a terminal of its own."""
 
     def __init__(self, daemon, *words, rows=30, columns=100):
         self.fd, other = pty.openpty()
         self.resize(rows, columns)
-        self.process = thaw(daemon, *words, stdin=other, stdout=other, stderr=other, start_new_session=True)
+        self.process = background(daemon, *words, stdin=other, stdout=other, stderr=other, start_new_session=True)
         os.close(other)
         self.text = ""
 
@@ -130,7 +125,7 @@ def test_progress_on_a_terminal(daemon):
 
 def test_following(daemon):
     """`events -f` and `logs -f` show what comes, until they are told to end."""
-    events = thaw(daemon, "events", "-f", "--json", stdout=subprocess.PIPE, text=True)
+    events = background(daemon, "events", "-f", "--json")
     daemon.deploy(spec("followed"))
     ready = next(event for event in map(json.loads, events.stdout) if event["pod"] == "followed" and event["type"] == "replica.ready")
     replica = daemon.replica(ready["replica"])
@@ -140,7 +135,7 @@ def test_following(daemon):
     events.send_signal(signal.SIGINT)
     equal(events.wait(20), 130, "how `events -f` ends at Ctrl-C")
 
-    logs = thaw(daemon, "logs", "-f", "followed", stdout=subprocess.PIPE, text=True)
+    logs = background(daemon, "logs", "-f", "followed")
     equal(logs.stdout.readline().strip(), "begun", "the first line")
     daemon.exec(replica["id"], "sh", "-c", "echo more > /proc/1/fd/1")
     equal(logs.stdout.readline().strip(), "more", "the next line")
@@ -180,8 +175,7 @@ def test_doctor():
     equal((code, rows["runtime"]["status"]), (1, "fail"), "the exit code and the check without an OCI runtime")
     check("--runtime" in rows["runtime"]["remedy"], f"the remedy: {rows['runtime']}")
     # A CRIU that is there and does not run.
-    folder = pathlib.Path(tempfile.mkdtemp())
-    thawtest.at_end(lambda: subprocess.run(["rm", "-rf", folder], check=False))
+    folder = thawtest.temporary_folder()
     (folder / "sbin").mkdir()
     (folder / "sbin/criu").write_text("#!/bin/sh\nexit 1\n")
     (folder / "sbin/criu").chmod(0o755)
@@ -192,8 +186,7 @@ def test_doctor():
 
 def test_another_runtime():
     """The OCI runtime's path is a setting: here a program that notes what it is asked, and asks runc."""
-    folder = pathlib.Path(tempfile.mkdtemp())
-    thawtest.at_end(lambda: subprocess.run(["rm", "-rf", folder], check=False))
+    folder = thawtest.temporary_folder()
     runtime, notes = folder / "runtime", folder / "notes"
     runtime.write_text(f'#!/bin/sh\necho "$@" >> {notes}\nexec runc "$@"\n')
     runtime.chmod(0o755)
