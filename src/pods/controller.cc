@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <span>
+#include <tuple>
 
 #include "checkpoint/criu_install.h"
 #include "gateway/gateway.h"
@@ -638,14 +640,28 @@ struct Controller::Impl {
                            .data = {{"failures", pod.failures}, {"pause_ms", pause_ms}}});
   }
 
+  // A replica as it is now: it goes on changing while this looks at it.
+  struct Seen {
+    bool ready;
+    std::int64_t created_us, ready_us;
+    Replica* replica;
+    std::int64_t in_flight = 0;
+  };
+
+  // Those that are not ready go first, then those with the fewest connections, which may take long
+  // to finish, then the youngest.
+  void stop_some(const Pod& pod, std::vector<Seen>& current, std::int64_t count) {
+    for (Seen& one : current) one.in_flight = gateway.in_flight(one.replica->row().id);
+    std::sort(current.begin(), current.end(), [](const Seen& a, const Seen& b) {
+      return std::tuple(a.ready, a.in_flight, -a.created_us) <
+             std::tuple(b.ready, b.in_flight, -b.created_us);
+    });
+    for (const Seen& one : std::span(current).first(static_cast<std::size_t>(count)))
+      one.replica->stop(pod.row.stopped ? "the pod was stopped" : "scaled down", drain_of(pod));
+  }
+
   void reconcile(Pod& pod, bool short_of_memory, std::int64_t& next_us) {
     std::int64_t wanted = desired(pod);
-    // As they are now: they go on changing while this looks at them.
-    struct Seen {
-      bool ready;
-      std::int64_t created_us, ready_us;
-      Replica* replica;
-    };
     std::vector<Seen> current;
     std::vector<Replica*> old, standbys;
     std::int64_t ready = 0;
@@ -689,14 +705,7 @@ struct Controller::Impl {
       }
       add_replica(pod, requested, false);
     }
-    // The ones that are not ready go first, then the youngest.
-    std::sort(current.begin(), current.end(), [](const Seen& a, const Seen& b) {
-      return a.ready != b.ready ? b.ready : a.created_us > b.created_us;
-    });
-    for (std::int64_t extra = static_cast<std::int64_t>(current.size()) - wanted, i = 0; i < extra;
-         ++i)
-      current[static_cast<std::size_t>(i)].replica->stop(
-          pod.row.stopped ? "the pod was stopped" : "scaled down", drain_of(pod));
+    if (missing < 0) stop_some(pod, current, -missing);
     if (ready >= wanted) {
       for (Replica* replica : old)
         replica->stop(wanted ? "a new version has taken over" : "the pod was stopped",
