@@ -1,6 +1,7 @@
 #include "lifecycle/condition.h"
 
 #include <signal.h>
+#include <sys/resource.h>
 
 #include "lifecycle/condition_test_target.h"
 
@@ -201,6 +202,23 @@ TEST_F(Conditions, WhatIsWrongInsideAGroupEndsIt) {
   EXPECT_EQ(code_of(any({file("/never"), all({broken})})), Code::kInvalid);
   EXPECT_EQ(code_of(all({})), Code::kInvalid);
 }
+
+// Where the sanitizers' own memory does not count in.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_F(Conditions, AGroupThatFindsNoThreadsEndsThoseThatItHas) {
+  std::uint64_t pages = std::stoull(read_file("/proc/self/statm"));
+  rlimit before{};
+  check(::getrlimit(RLIMIT_AS, &before), "read limit");
+  // Room for the stacks of a few.
+  rlimit tight{pages * 4096 + (100 << 20), before.rlim_max};
+  check(::setrlimit(RLIMIT_AS, &tight), "set limit");
+  Code all_code = code_of(all(std::vector<Condition>(100, after_ms(60'000))));
+  Code any_code = code_of(any(std::vector<Condition>(100, after_ms(60'000))));
+  check(::setrlimit(RLIMIT_AS, &before), "set limit");
+  EXPECT_EQ(all_code, Code::kExhausted);
+  EXPECT_EQ(any_code, Code::kExhausted);
+}
+#endif
 
 TEST_F(Conditions, CancelledBeforeItBegins) {
   signal_event(cancel_);
