@@ -53,6 +53,7 @@ _thaw() {
     'thaw deploy --min') kind=nothing ;;
     'thaw deploy --max') kind=nothing ;;
     'thaw deploy --replicas') kind=nothing ;;
+    'thaw deploy --idle') kind=nothing ;;
     'thaw deploy --timeout') kind=nothing ;;
     'thaw deploy --host') kind=nothing ;;
     'thaw serve --timeout') kind=nothing ;;
@@ -103,7 +104,7 @@ _thaw() {
     case "$node" in
     'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image token doctor version schema completion --host -h --help' ;;
     'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --slots --checkpoint-quota --hold-connections --hold-bytes --hold-time --front --front-tls-cert --front-tls-key --stop-replicas-on-exit --host -h --help' ;;
-    'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
+    'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --idle --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw serve') offers='--timeout --host -h --help' ;;
     'thaw init') offers='--host -h --help' ;;
     'thaw ls') offers='--json -q --quiet --host -h --help' ;;

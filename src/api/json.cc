@@ -65,6 +65,7 @@ json to_json(const pods::PodView& pod) {
               {"ready", pod.ready},
               {"total", pod.total},
               {"standby", pod.standby},
+              {"paused", pod.paused},
               {"ports", ports_json(pod.spec)},
               {"problem", text_or_null(pod.problem)},
               {"checkpoint",

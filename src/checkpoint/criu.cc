@@ -80,7 +80,10 @@ CriuOutcome Swrk::dump(const DumpRequest& request,
   rpc::Options& options = *message.mutable_opts();
   fill_common(options, request.images_dir, request.work_dir, "dump.log", request.log_level);
   options.set_pid(request.pid);
-  options.set_leave_running(true);
+  if (request.leave_stopped)
+    options.set_leave_stopped(true);
+  else
+    options.set_leave_running(true);
   options.set_notify_scripts(true);
   for (auto& [target, key] : request.mounts) options.add_external("mnt[" + target + "]:" + key);
   return converse(message, on_stage, deadline, request.work_dir, "dump.log");

@@ -22,7 +22,8 @@ struct DumpRequest {
   int pid = 0;                         // the container's init, host's number
   int images_dir = -1, work_dir = -1;  // descriptors of ours; dump.log goes to work_dir
   std::vector<std::pair<std::string, std::string>> mounts;  // {target in the container, key}
-  int log_level = 2;                                        // 0..4
+  bool leave_stopped = false;  // every process is stopped afterwards, not run on
+  int log_level = 2;           // 0..4
 };
 
 struct RestoreRequest {

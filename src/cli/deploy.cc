@@ -126,6 +126,8 @@ Command deploy_command() {
       {"--min", "N", &spec.min, "Least replicas"},
       {"--max", "N", &spec.max, "Most replicas"},
       {"--replicas", "N", &spec.replicas, "Scale to N after the deploy"},
+      {"--idle", "HOW", &spec.idle,
+       "What becomes of replicas that nobody uses: stop, freeze or checkpoint"},
       {"--wait", "", &options->wait, "Wait until the replicas are ready (the default)"},
       {"--no-wait", "", &options->no_wait, "Return when the pod is written down"},
       {"--timeout", "TIME", &options->timeout, "Longest wait (15m)"},

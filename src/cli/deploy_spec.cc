@@ -96,6 +96,15 @@ void set_replicas(const SpecFlags& flags, state::PodSpec& spec) {
   if (flags.max.empty()) spec.max_replicas = std::max(spec.max_replicas, spec.min_replicas);
 }
 
+state::PodSpec::Idle idle_of(const std::string& text) {
+  using Idle = state::PodSpec::Idle;
+  for (auto& [name, value] : {std::pair("stop", Idle::kStop),
+                              {"freeze", Idle::kFreeze},
+                              {"checkpoint", Idle::kCheckpoint}})
+    if (text == name) return value;
+  throw wrong("--idle", text, "it is not known here", "give stop, freeze or checkpoint");
+}
+
 }  // namespace
 
 state::Port parse_port(const std::string& text) {
@@ -150,6 +159,7 @@ state::PodSpec build_spec(const SpecFlags& flags) {
   set_environment(flags, spec.env);
   set_resources(flags, spec.resources);
   set_replicas(flags, spec);
+  if (!flags.idle.empty()) spec.idle = idle_of(flags.idle);
   if (!flags.checkpoint_when.empty()) {
     spec.checkpoint.when = pods::parse_condition_flag(flags.checkpoint_when, spec.ports);
     spec.checkpoint.enabled = true;

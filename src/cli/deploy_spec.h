@@ -12,7 +12,7 @@ namespace thaw::cli {
 struct SpecFlags {
   std::string file;  // a path, or "-" for stdin
   std::string name, image, rootfs, checkpoint_when, user, workdir, cpu, memory, pids, gpu, min, max,
-      replicas;
+      replicas, idle;
   std::vector<std::string> ports, env, mounts;
   std::vector<std::string> command;
   bool operator==(const SpecFlags&) const = default;

@@ -16,8 +16,8 @@ int list_pods(Context& context, const Listing& listing) {
   return show_listing(context, listing, pods, "name", [&] {
     bool problems =
         std::ranges::any_of(pods, [](auto& pod) { return !pod.at("problem").is_null(); });
-    std::vector<std::string> header{"NAME", "VERSION", "READY", "STANDBY", "CHECKPOINT",
-                                    "HELD", "ACTIVE",  "AGE",   "PORTS"};
+    std::vector<std::string> header{"NAME",       "VERSION", "READY",  "STANDBY", "PAUSED",
+                                    "CHECKPOINT", "HELD",    "ACTIVE", "AGE",     "PORTS"};
     if (problems) header.push_back("PROBLEM");
     Table table(header);
     std::int64_t now = wall_us();
@@ -28,6 +28,7 @@ int list_pods(Context& context, const Listing& listing) {
                                    pod.at("version").dump(),
                                    ready,
                                    pod.at("standby").dump(),
+                                   pod.at("paused").dump(),
                                    checkpoint_text(pod.at("checkpoint")),
                                    pod.at("connections").at("held").dump(),
                                    pod.at("connections").at("active").dump(),

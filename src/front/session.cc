@@ -68,6 +68,9 @@ struct Session::Exchange {
   Framing framing = Framing::kNone;
   std::string server_timing;
   std::string in;  // bytes of the replica that were read and not yet used
+  // Shared with the gateway: CallTarget::moved_us.
+  std::shared_ptr<std::atomic<std::int64_t>> moved_us =
+      std::make_shared<std::atomic<std::int64_t>>(0);
 };
 
 // The request's body on its way, beside the answer's.
@@ -224,7 +227,8 @@ Task<bool> Session::one_request() {
                            .client = address_,
                            .server = server_,
                            .bytes = static_cast<std::int64_t>(sizeof(Exchange) + kFirstRead +
-                                                              in_.size() + target.size())};
+                                                              in_.size() + target.size()),
+                           .moved_us = exchange.moved_us};
   std::weak_ptr<Session> weak = weak_from_this();
   exchange.departure.emplace(shared_.departures, client_->socket().native_handle(),
                              [this, &exchange] {
@@ -503,6 +507,7 @@ Task<bool> Session::answer_body(Exchange& exchange) {
 Task<> Session::tunnel(Exchange& exchange) {
   auto work = std::make_shared<Upload>(shared_.io, exchange);
   auto self = shared_from_this();
+  exchange.moved_us->store(monotonic_us());
   asio::co_spawn(
       shared_.io, [self, work]() -> Task<> { return self->copy_up(*self->upstream_, work); },
       [self, work](std::exception_ptr) {
@@ -515,6 +520,7 @@ Task<> Session::tunnel(Exchange& exchange) {
       std::size_t got = co_await read(*upstream_, scratch_.data(), scratch_.size(), error);
       if (got == 0) break;
       exchange.in.assign(scratch_.data(), got);
+      exchange.moved_us->store(monotonic_us());
     }
     within(shared_.options.stall_us);
     error = co_await say(exchange.in);
@@ -526,12 +532,13 @@ Task<> Session::tunnel(Exchange& exchange) {
   co_await wait_for(*work);
 }
 
-Task<> Session::copy_up(Socket& upstream, std::shared_ptr<Upload>) {
+Task<> Session::copy_up(Socket& upstream, std::shared_ptr<Upload> work) {
   error_code error;
   for (;;) {
     if (in_.empty()) {
       std::size_t got = co_await hear(error);
       if (got == 0) break;
+      work->exchange.moved_us->store(monotonic_us());
     }
     within(shared_.options.stall_us);
     error = co_await write(upstream, in_);

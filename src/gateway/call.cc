@@ -4,16 +4,22 @@
 
 namespace thaw::gateway {
 
-Call::Call(Router& router, Pod& pod, Hold& hold, Way way, std::int64_t bytes, std::uint64_t number,
-           CallEvents events)
+Call::Call(Router& router, Pod& pod, Hold& hold, Way way, const CallTarget& target,
+           std::uint64_t number, CallEvents events)
     : Connection(router, pod, hold, way),
-      bytes_(bytes),
+      bytes_(target.bytes),
+      moved_us_(target.moved_us),
       number_(number),
       events_(std::move(events)) {}
 
 void Call::connected(std::uint32_t) {
   router_.loop.unwatch(upstream_.get());
   std::exchange(events_.answered, {})(Reached{std::move(upstream_), replica()->id, was_held()});
+}
+
+std::optional<std::int64_t> Call::at_rest_since() const {
+  std::int64_t moved_us = moved_us_ ? moved_us_->load() : 0;
+  return moved_us ? std::optional(moved_us) : std::nullopt;
 }
 
 void Call::refuse(Refusal why) {

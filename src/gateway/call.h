@@ -8,10 +8,11 @@ namespace thaw::gateway {
 
 class Call final : public Connection {
  public:
-  Call(Router& router, Pod& pod, Hold& hold, Way way, std::int64_t bytes, std::uint64_t number,
-       CallEvents events);
+  Call(Router& router, Pod& pod, Hold& hold, Way way, const CallTarget& target,
+       std::uint64_t number, CallEvents events);
   std::uint64_t number() const { return number_; }
   void end();  // the caller does not want it any more
+  std::optional<std::int64_t> at_rest_since() const override;
 
  private:
   void on_client(std::uint32_t) override {}
@@ -21,8 +22,10 @@ class Call final : public Connection {
   void refuse(Refusal why) override;
   void abort() override;
   void dropped() override;
+  void end_at_rest() override { dropped(); }
 
   const std::int64_t bytes_;
+  const std::shared_ptr<const std::atomic<std::int64_t>> moved_us_;
   const std::uint64_t number_;
   CallEvents events_;
 };

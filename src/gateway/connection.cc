@@ -271,6 +271,13 @@ void Connection::replica_dropped() {
   });
 }
 
+void Connection::end_if_at_rest(std::int64_t since_us) {
+  guarded([&] {
+    look_again();
+    if (auto since = at_rest_since(); since && *since <= since_us) end_at_rest();
+  });
+}
+
 void Connection::release_replica() {
   if (!replica_) return;
   --pod_.traffic.active;

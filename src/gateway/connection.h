@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <exception>
 #include <list>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,9 @@ class Connection : public EventLoop::Handler {
   void replica_dropped();
   virtual void replica_leaves() {}  // no new connections go to it
   void hold_closed();               // refuses it when it is held
+  // When a byte moved last; nullopt unless it is with a replica and nothing is asked of that.
+  virtual std::optional<std::int64_t> at_rest_since() const { return std::nullopt; }
+  void end_if_at_rest(std::int64_t since_us);  // since then or longer
 
   const Hold* hold() const { return hold_; }
   const Replica* replica() const { return replica_; }
@@ -87,6 +91,8 @@ class Connection : public EventLoop::Handler {
   virtual void refuse(Refusal why) = 0;               // tells it, and finishes it
   virtual void abort() = 0;                           // the other end must see that it broke
   virtual void dropped() = 0;                         // the replica goes while it is connected
+  virtual void look_again() {}                        // what has come meanwhile may be unread
+  virtual void end_at_rest() = 0;
 
   Router& router_;
   Pod& pod_;

@@ -87,6 +87,10 @@ void Gateway::drop(const std::string& replica) {
   impl_->loop.call([&] { impl_->router->drop(replica); });
 }
 
+void Gateway::end_quiet(const std::string& replica, std::int64_t quiet_us) {
+  impl_->loop.call([&] { impl_->router->end_quiet(replica, quiet_us); });
+}
+
 void Gateway::listen_for_links(const std::string& address, std::uint16_t port, FindLink find) {
   impl_->loop.call([&] {
     impl_->links =
@@ -113,9 +117,9 @@ PodTraffic Gateway::traffic(const std::string& pod) const {
   return result;
 }
 
-Need Gateway::need(const std::string& pod) {
+Need Gateway::need(const std::string& pod, std::int64_t quiet_us) {
   Need result;
-  impl_->loop.call([&] { result = impl_->router->need(pod); });
+  impl_->loop.call([&] { result = impl_->router->need(pod, quiet_us); });
   return result;
 }
 

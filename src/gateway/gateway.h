@@ -6,6 +6,7 @@
 
 #include <netinet/in.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -72,10 +73,11 @@ struct PodTraffic {
 
 // How many replicas the connections of a pod call for.
 struct Need {
-  int now = 0;                     // held and active ones, divided by the pod's concurrency
-  int held = 0;                    // the same, of those held only
-  int peak = 0;                    // the most of it since the last question, `now` included
-  std::int64_t idle_since_us = 0;  // monotonic: the last connection's end (0: there was none)
+  int now = 0;   // those in use, divided by the pod's concurrency: not those that are at rest
+  int held = 0;  // the same, of those held only
+  int peak = 0;  // the most of all since the last question, `now` included
+  std::int64_t idle_since_us = 0;  // monotonic: the end, or the last byte, of the last connection
+                                   // (0: there was none)
 };
 
 // Why a client is not served.
@@ -99,6 +101,8 @@ struct CallTarget {
   std::uint16_t port = 0;               // of the container
   sockaddr_storage client{}, server{};  // of the connection it came by; AF_UNSPEC: none
   std::int64_t bytes = 0;               // held in memory meanwhile
+  // Monotonic: when a byte moved last, of what the request has become a stream of bytes; 0 before.
+  std::shared_ptr<const std::atomic<std::int64_t>> moved_us = {};
 };
 struct Reached {
   Fd socket;  // connected, non-blocking
@@ -146,6 +150,9 @@ class Gateway {
   Fd drained(const std::string& replica);
   // Resets what is left of this replica's connections.
   void drop(const std::string& replica);
+  // Ends those of its connections that are at rest: no byte has moved on them for so long, and the
+  // last was the replica's, or there was none.
+  void end_quiet(const std::string& replica, std::int64_t quiet_us);
 
   // Connections of replicas to other pods come to this listener (network/links.h). `find` says
   // which pod is meant by an address, if the replica of the other address may reach it; called from
@@ -160,7 +167,8 @@ class Gateway {
   void end_call(std::uint64_t number);
 
   PodTraffic traffic(const std::string& pod) const;
-  Need need(const std::string& pod);  // begins a new peak
+  // Begins a new peak. Connections at rest for `quiet_us` are no need.
+  Need need(const std::string& pod, std::int64_t quiet_us);
   std::int64_t in_flight(const std::string& replica) const;
 
  private:

@@ -979,6 +979,47 @@ TEST_F(GatewayTest, WhatIsOnlyKeptForANextRequestDoesNotHoldUpADrain) {
   EXPECT_TRUE(drained(gateway, "r1", kPatienceUs));
 }
 
+TEST_F(GatewayTest, ConnectionsAtRestAreNoNeedAndEndWithTheirReplica) {
+  Gateway gateway;
+  std::uint16_t port = gateway.publish("web", {{.container = kInside}}, 1).at(0).host;
+  Server server(netns, [](Fd& client) {
+    std::string request = hear(client, 4);
+    if (request != "slow") say(client, request);
+    hear(client);
+  });
+  gateway.open_gate("web", "r1", netns);
+  Fd answered = connect_to(port), silent = connect_to(port), asking = connect_to(port);
+  say(answered, "ping");
+  EXPECT_EQ(hear(answered, 4), "ping");
+  say(asking, "slow");
+  Caller calling, streaming;
+  auto moved_us = std::make_shared<std::atomic<std::int64_t>>(0);
+  std::uint64_t call = calling.call(gateway);
+  std::uint64_t stream =
+      gateway.call({.pod = "web", .port = kInside, .moved_us = moved_us},
+                   {[&](CallAnswer value) { streaming.answer.set_value(std::move(value)); },
+                    [&] { streaming.dropped.set_value(); }});
+  CallAnswer reached = calling.answered.get(), stream_reached = streaming.answered.get();
+  EXPECT_TRUE(eventually([&] { return server.accepted() == 5; }));
+
+  EXPECT_TRUE(eventually([&] { return gateway.need("web", 0).now == 3; }))
+      << "one that waits for its answer, and two requests";
+  moved_us->store(monotonic_us());
+  EXPECT_EQ(gateway.need("web", 0).now, 2) << "a request has become a stream";
+  EXPECT_EQ(gateway.need("web", kPatienceUs).now, 5) << "none is at rest for so long";
+  EXPECT_EQ(gateway.need("web", kPatienceUs).held, 0);
+
+  gateway.end_quiet("r1", kPatienceUs);
+  EXPECT_EQ(gateway.in_flight("r1"), 5);
+  gateway.end_quiet("r1", 0);
+  EXPECT_EQ(hear(answered), "");
+  EXPECT_EQ(hear(silent), "");
+  streaming.gone.get();
+  gateway.end_call(stream);
+  EXPECT_TRUE(eventually([&] { return gateway.in_flight("r1") == 2; }));
+  gateway.end_call(call);
+}
+
 TEST_F(GatewayTest, EachReplicaIsReachedAsItsOwnVersionSays) {
   Gateway gateway;
   PublishedPort where{.container = kInside};

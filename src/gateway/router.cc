@@ -255,6 +255,12 @@ void Router::drop(const std::string& id) {
   for (Connection* connection : connections) connection->replica_dropped();
 }
 
+void Router::end_quiet(const std::string& id, std::int64_t quiet_us) {
+  for (Connection* connection :
+       connections_where([&](auto& c) { return c.replica() && c.replica()->id == id; }))
+    connection->end_if_at_rest(loop.now_us() - quiet_us);
+}
+
 void Router::tell_drained(const std::string& id, Fd event) {
   auto found = replicas_.find(id);
   if (found == replicas_.end() || found->second.in_flight == 0)
@@ -349,7 +355,7 @@ void Router::call(std::uint64_t number, const CallTarget& target, CallEvents eve
   for (auto& port : pod.ports)
     if (port->where.container == target.port) way.client_address = port->where.client_address;
   auto owned =
-      std::make_unique<Call>(*this, pod, pod.calls, way, target.bytes, number, std::move(events));
+      std::make_unique<Call>(*this, pod, pod.calls, way, target, number, std::move(events));
   Call& call = *owned;
   add(std::move(owned));
   calls_.emplace(number, &call);
@@ -383,15 +389,21 @@ void Router::traffic_changed(Pod& pod) {
   pod.announced = std::min(pod.announced, now);
 }
 
-Need Router::need(const std::string& name) {
+Need Router::need(const std::string& name, std::int64_t quiet_us) {
   auto found = pods_.find(name);
   if (found == pods_.end()) return {};
   Pod& pod = found->second;
   Need need;
-  need.now = pod.need_of(pod.traffic.held + pod.traffic.active);
+  std::int64_t at_rest = 0, moved_us = pod.idle_since_us;
+  for (Connection* connection : connections_where([&](auto& c) { return &c.pod() == &pod; }))
+    if (auto since = connection->at_rest_since(); since && *since <= loop.now_us() - quiet_us) {
+      ++at_rest;
+      moved_us = std::max(moved_us, *since);
+    }
+  need.now = pod.need_of(pod.traffic.held + pod.traffic.active - at_rest);
   need.held = pod.need_of(pod.traffic.held);
   need.peak = std::max(std::exchange(pod.peak, need.now), need.now);
-  need.idle_since_us = pod.idle_since_us;
+  need.idle_since_us = moved_us;
   pod.announced = 0;
   return need;
 }

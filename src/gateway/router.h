@@ -99,11 +99,12 @@ class Router {
                  std::optional<Offer> offer);
   void close_gate(const std::string& pod, const std::string& replica);
   void drop(const std::string& replica);
+  void end_quiet(const std::string& replica, std::int64_t quiet_us);
   void tell_drained(const std::string& replica, Fd event);
   void call(std::uint64_t number, const CallTarget& target, CallEvents events);
   void end_call(std::uint64_t number);
   PodTraffic traffic(const std::string& pod) const;
-  Need need(const std::string& pod);
+  Need need(const std::string& pod, std::int64_t quiet_us);
   std::int64_t in_flight(const std::string& replica) const;
   void close_all();
 

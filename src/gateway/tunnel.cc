@@ -110,6 +110,17 @@ void Tunnel::replica_leaves() {
                          std::max(active_us_ + router_.limits.quiet_us, router_.loop.now_us()));
 }
 
+std::optional<std::int64_t> Tunnel::at_rest_since() const {
+  bool at_rest = phase_ == Phase::kConnected && relay_.answered();
+  return at_rest ? std::optional(active_us_) : std::nullopt;
+}
+
+void Tunnel::look_again() {
+  if (phase_ != Phase::kConnected) return;
+  relay_.client.readable = relay_.replica.readable = true;
+  pump();
+}
+
 // One end has failed, and the other does not take what it had said: nothing else would end this.
 void Tunnel::wait_for_failed(std::int64_t now) {
   std::int64_t until = active_us_ + router_.limits.linger_us;

@@ -15,6 +15,7 @@ class Tunnel final : public Connection {
   void start();  // watches the client, then dials or holds
   void start_refused(Refusal why);
   void replica_leaves() override;
+  std::optional<std::int64_t> at_rest_since() const override;
 
  private:
   void on_client(std::uint32_t events) override;
@@ -27,6 +28,8 @@ class Tunnel final : public Connection {
   void refuse(Refusal why) override;
   void abort() override;
   void dropped() override;
+  void look_again() override;
+  void end_at_rest() override { end(End::kClose); }
 
   enum class End { kClose, kReset };
   void end(End how);

@@ -19,6 +19,7 @@ constexpr std::int64_t kLeaseUs = 15 * 60'000'000LL;
 constexpr std::int64_t kFirstBackoffUs = 60'000'000, kLongestBackoffUs = 6 * 3'600'000'000LL;
 constexpr int kKeptFailures = 20;  // of each pod, for `thaw checkpoint ls`
 constexpr std::int64_t kForEver = INT64_MAX / 2;
+constexpr std::string_view kOwnMark = "replica-";
 constexpr auto kRewritePause = std::chrono::seconds(1);
 constexpr std::int64_t kUnavailableBackoffUs = 30'000'000;
 Deadline collect_deadline() { return Deadline::after_ms(10 * 60'000); }
@@ -35,11 +36,23 @@ bool waits(const state::Database::BackoffRow& pause, std::int64_t length_us) {
   return pause.until_us == kForEver || (left > 0 && left <= length_us);
 }
 
+constexpr std::initializer_list<const char*> kUnsettled = {"creating", "sealed", "verifying"};
+
 bool one_of(const std::string& status, std::initializer_list<const char*> list) {
   return std::any_of(list.begin(), list.end(), [&](const char* name) { return status == name; });
 }
 
 }  // namespace
+
+PodPlan own_plan(PodPlan plan, const std::string& replica) {
+  plan.fingerprint = std::string(kOwnMark) + replica;
+  plan.program.clear();
+  // A second one that runs, if only to prove it, would be the replica twice.
+  plan.spec.checkpoint.verify = false;
+  return plan;
+}
+
+bool is_own(const state::CheckpointRow& row) { return row.fingerprint.starts_with(kOwnMark); }
 
 Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
                          Turns& turns, nlohmann::json host, std::function<void()> changed)
@@ -92,8 +105,48 @@ void Checkpoints::set_status(const std::string& id, const std::string& status,
   });
   log::info("checkpoint moved", {{"checkpoint", id}, {"to", status}, {"why", reason}});
   on_change_();
+  if (!one_of(status, kUnsettled)) tell_settled(id);
   std::scoped_lock lock(mutex_);
   changed_.notify_all();
+}
+
+void Checkpoints::tell_settled(const std::string& id) {
+  std::scoped_lock lock(mutex_);
+  for (auto [at, end] = settlers_.equal_range(id); at != end; at = settlers_.erase(at))
+    signal_event(at->second);
+}
+
+Fd Checkpoints::settled(const std::string& id) {
+  Fd event = Fd::event();
+  {
+    std::scoped_lock lock(mutex_);
+    settlers_.emplace(id, event.duplicate());
+  }
+  // It may have happened before.
+  auto row = database_.checkpoint(id);
+  if (!row || !one_of(row->status, kUnsettled)) tell_settled(id);
+  return event;
+}
+
+UsableCheckpoint Checkpoints::own_state(const std::string& id) {
+  std::shared_ptr<void> pinned = pin(id);
+  auto row = database_.checkpoint(id);
+  if (!row || row->status != "available")
+    throw Error(Code::kNotFound, "use checkpoint", id,
+                row ? "it is " + row->status : "it is not there any more");
+  UsableCheckpoint usable = load(*row);
+  if (usable.manifest.host != host_)
+    throw Error(Code::kUnsupported, "use checkpoint", id, "it was made for another host");
+  usable.served = true;  // nobody will start from it again: there is nothing to learn
+  usable.pin = std::move(pinned);
+  return usable;
+}
+
+void Checkpoints::forget_replica(const std::string& replica, const std::string& keep) noexcept {
+  try_to("what a replica was paused with could not be removed", "", [&] {
+    for (const auto& row : database_.checkpoints({}, std::string(kOwnMark) + replica))
+      if (row.id != keep && row.status == "available") retire(row.id, "", nlohmann::json::object());
+  });
 }
 
 void Checkpoints::done_with(const std::string& id) {
@@ -116,8 +169,7 @@ void Checkpoints::discard_files(const std::string& id) {
 
 bool Checkpoints::exists_for(const std::string& fingerprint) {
   for (const auto& row : database_.checkpoints({}, fingerprint))
-    if (one_of(row.status, {"creating", "sealed", "verifying"}) ||
-        (row.status == "available" && !not_here(row.id)))
+    if (one_of(row.status, kUnsettled) || (row.status == "available" && !not_here(row.id)))
       return true;
   return false;
 }
@@ -477,7 +529,7 @@ bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::s
 
 std::optional<std::string> Checkpoints::of_another_host(const PodPlan& plan) {
   for (const auto& row : database_.checkpoints(plan.spec.name)) {
-    if (row.status != "available" || row.fingerprint == plan.fingerprint) continue;
+    if (row.status != "available" || row.fingerprint == plan.fingerprint || is_own(row)) continue;
     nlohmann::json manifest =
         checkpoint::read_signed(settings_.checkpoint_dir(row.id) + "/manifest.json", key_);
     if (!manifest.is_object() || manifest.value("program", "") != plan.program) continue;
@@ -527,7 +579,7 @@ bool Checkpoints::wait_settled(const std::string& id, Deadline deadline) {
     lock.unlock();
     auto row = database_.checkpoint(id);
     lock.lock();
-    if (!row || !one_of(row->status, {"creating", "sealed", "verifying"})) return true;
+    if (!row || !one_of(row->status, kUnsettled)) return true;
     if (deadline.passed() || closing_) return false;
     changed_.wait_for(
         lock, std::chrono::microseconds(std::min<std::int64_t>(deadline.left_us(), 1'000'000)));
@@ -545,6 +597,10 @@ void Checkpoints::recover(
     if (row.status == "creating") {
       discard_files(row.id);
       set_status(row.id, "failed", "the daemon ended while it was being made");
+    } else if (is_own(row) && row.status == "available") {
+      auto replica = database_.replica(row.replica);
+      if (!replica || replica->ended_us || replica->started_from != row.id)
+        set_status(row.id, "deleted", "");
     } else if (row.status == "sealed" || row.status == "verifying") {
       auto plan = plan_of(row.pod);
       if (!plan || plan->fingerprint != row.fingerprint) {
@@ -661,7 +717,9 @@ bool Checkpoints::finish(Job& job) {
   fault_point("seal.sealed");
   database_.release_lease("dump-" + plan.fingerprint, ticket.token);
   if (!plan.spec.checkpoint.verify) {
-    set_status(ticket.id, "available", "");
+    bool own = plan.fingerprint.starts_with(kOwnMark);
+    set_status(ticket.id, "available",
+               own ? fmt::format("replica {} alone goes on from it", ticket.replica) : "");
     return true;
   }
   std::scoped_lock lock(mutex_);

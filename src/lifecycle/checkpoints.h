@@ -46,6 +46,11 @@ struct StoreSize {
   std::uint64_t used = 0, quota = 0, free = 0;
 };
 
+// What a paused replica is dumped into is its own: of a fingerprint that no plan has, so that it is
+// offered to nobody else and stands for no version. `plan` as a dump of it has it.
+PodPlan own_plan(PodPlan plan, const std::string& replica);
+bool is_own(const state::CheckpointRow& row);
+
 class Checkpoints {
  public:
   // `changed`: called after every change of a status, from any thread.
@@ -77,6 +82,14 @@ class Checkpoints {
   // The shim's answer to a good dump. Collects what the shim still holds in memory, seals, proves
   // and offers it in the background.
   void dumped(DumpTicket ticket, const nlohmann::json& result, std::shared_ptr<ShimClient> shim);
+  // Its files stay as long as the result lives.
+  std::shared_ptr<void> pin(const std::string& id);
+  // Readable as soon as a checkpoint has left creating, sealed and verifying.
+  Fd settled(const std::string& id);
+  // The own state of a paused replica. Error when it is gone, broken or of another host.
+  UsableCheckpoint own_state(const std::string& id);
+  // Removes what a replica was paused with, but not `keep`.
+  void forget_replica(const std::string& replica, const std::string& keep = "") noexcept;
   // Until the shim is no longer needed for this one. False at the deadline.
   bool wait_collected(const std::string& id, Deadline deadline);
   // `count`: it says something about the program, and the next dump waits longer. What cannot be
@@ -122,10 +135,10 @@ class Checkpoints {
   void set_status(const std::string& id, const std::string& status, const std::string& reason,
                   nlohmann::json data = nlohmann::json::object());
   void retire(const std::string& id, const std::string& reason, nlohmann::json data);
+  void tell_settled(const std::string& id);
   void done_with(const std::string& id);  // nobody writes to its folder any more
   void discard_files(const std::string& id);
   // In the order of a lock on mutex_.
-  std::shared_ptr<void> pin(const std::string& id);
   bool not_here(const std::string& id);  // it was found not to fit this host
   std::set<std::string> used();          // by replicas, or about to be
   void back_off(const std::string& fingerprint, const std::string& reason);
@@ -150,6 +163,7 @@ class Checkpoints {
       in_work_;  // being dumped, sealed or proven: their files are not to be touched
   std::map<std::string, std::uint64_t> reserved_;  // bytes that dumps on their way may take
   std::multiset<std::string> pinned_;              // a replica is about to start from them
+  std::multimap<std::string, Fd> settlers_;        // events of who waits for one
   std::set<std::string> to_collect_;
   bool closing_ = false;
   std::thread sealer_, prover_;

@@ -59,6 +59,15 @@ const char* condition_name(state::Condition::Kind kind) {
   return names[static_cast<int>(kind)];
 }
 
+// Why no replica can be dumped here; "": one can.
+std::string no_dump(const state::PodSpec& spec, const std::string& criu_missing) {
+  if (spec.resources.gpu > 1)
+    return fmt::format(
+        "resources.gpu is {}: a tree that uses more than one GPU cannot be checkpointed",
+        spec.resources.gpu);
+  return criu_missing;
+}
+
 }  // namespace
 
 std::string cpu_features() {
@@ -125,14 +134,15 @@ Effective effective_checkpoint(const state::PodSpec& spec, const std::string& cr
   if (!spec.checkpoint.enabled)
     return {false,
             spec.checkpoint.when ? "checkpoint.enabled is false" : "checkpoint.when is not given"};
-  if (spec.resources.gpu > 1)
-    return {false,
-            fmt::format(
-                "resources.gpu is {}: a tree that uses more than one GPU cannot be checkpointed",
-                spec.resources.gpu)};
-  if (!criu_missing.empty()) return {false, criu_missing};
+  if (auto why = no_dump(spec, criu_missing); !why.empty()) return {false, why};
   if (!spec.checkpoint.when) return {false, "checkpoint.when is missing"};
   return {true, ""};
+}
+
+Effective effective_pause(const state::PodSpec& spec, const std::string& criu_missing) {
+  if (spec.idle != state::PodSpec::Idle::kCheckpoint) return {false, "idle is not checkpoint"};
+  std::string why = no_dump(spec, criu_missing);
+  return {why.empty(), why};
 }
 
 PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
@@ -171,6 +181,7 @@ PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image:
   plan.program = program_digest(plan.spec, plan.image_id);
   plan.fingerprint = fingerprint(plan.program, host);
   plan.checkpoint = effective_checkpoint(spec, criu_missing);
+  plan.pause = effective_pause(spec, criu_missing);
   if (command_of(plan).empty())
     throw Error(Code::kInvalid, "run pod", spec.name, "there is no command",
                 "give `command`, or use an image that has an ENTRYPOINT or CMD");

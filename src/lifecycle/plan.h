@@ -30,6 +30,8 @@ struct Effective {
   std::string reason;
 };
 Effective effective_checkpoint(const state::PodSpec& spec, const std::string& criu_missing);
+// The same of the dumps that `idle: checkpoint` makes, which wait for no condition.
+Effective effective_pause(const state::PodSpec& spec, const std::string& criu_missing);
 
 // A pod version ready to be run: the spec with its image found.
 struct PodPlan {
@@ -40,6 +42,7 @@ struct PodPlan {
   image::Identity user;
   std::string program, fingerprint;
   Effective checkpoint;
+  Effective pause;  // whether a replica of it can be dumped for `idle: checkpoint`
 };
 PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
                   const nlohmann::json& host, const std::string& criu_missing);

@@ -82,6 +82,7 @@ Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::un
       slot_(std::move(slot)),
       adopted_(true) {
   standby_ = state_ == State::kStandby;
+  paused_ = state_ == State::kPaused;
   stop_ = row_.intent == "stop";
   if (stop_) {
     signal_event(wake_);
@@ -150,7 +151,8 @@ std::string Replica::stop_reason() const {
 
 std::string Replica::log_dir() const { return services_.settings.log_dir(row_.id); }
 
-void Replica::stop(const std::string& why, std::optional<std::int64_t> drain_us) {
+void Replica::stop(const std::string& why, std::optional<std::int64_t> drain_us,
+                   std::optional<std::int64_t> quiet_us) {
   {
     std::scoped_lock lock(mutex_);
     if (ended(state_)) return;
@@ -169,6 +171,7 @@ void Replica::stop(const std::string& why, std::optional<std::int64_t> drain_us)
     stop_ = true;
     stop_reason_ = why;
     drain_until_us_ = until;
+    quiet_us_ = quiet_us;
   }
   fault_point("stop.intended");
   signal_event(cancel_);
@@ -181,6 +184,8 @@ void Replica::detach() {
     std::scoped_lock lock(mutex_);
     half = state_ == State::kPreparing || state_ == State::kStarting ||
            state_ == State::kRestoring || state_ == State::kValidating;
+    // It has its own state still, and is paused again.
+    half = half && !going_on_;
     if (!half) detach_ = true;
   }
   // The next daemon cannot go on with one that is half started: it would look like a crash.
@@ -384,12 +389,22 @@ void Replica::live() {
       // stays closed until it is over.
       slot_->shim->call({{"op", "settle"}},
                         Deadline::after_us(dump_timeout_us(memory_bytes()) + kAnswerUs));
+      wake_processes();
       warm_up();
+    } else if (adopted_ && state() == State::kPausing) {
+      wake_processes();
+      open_gate_again("its pause was cut short by the daemon's end");
+    } else if (adopted_ && state() == State::kPaused) {
+      wait_until_needed();
     } else if (adopted_ && state() == State::kReady && !stop_asked() &&
                !readable(slot_->shim->ended_fd())) {
       services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
     }
-    if (state() == State::kReady) serve();
+    while (state() == State::kReady) {
+      serve();
+      if (!paused()) break;
+      rest_and_go_on();
+    }
   } catch (const Error& error) {
     if (error.code() != Code::kCancelled) {
       std::scoped_lock lock(mutex_);
@@ -452,11 +467,11 @@ void Replica::take_slot() {
   row_.address6 = slot_->endpoint.address6;
 }
 
-bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
+bool Replica::try_restore(const UsableCheckpoint& checkpoint, bool own) {
   {
     std::scoped_lock lock(mutex_);
     row_.started_from = checkpoint.row.id;
-    row_.reason.clear();  // of another checkpoint, passed over
+    if (!own) row_.reason.clear();  // of another checkpoint, passed over
   }
   RestoreAttempt attempt;
   bool ahead = resting(), warm = plan_.spec.standby_warm;
@@ -470,9 +485,10 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       fault("restore.asked");
       attempt = attempt_restore(*slot_, plan_, checkpoint, row_.id,
                                 ahead ? row_.pod + "-standby" : row_.hostname, log_dir(),
-                                !ahead ? Purpose::kServe
-                                : warm ? Purpose::kStandby
-                                       : Purpose::kStopped,
+                                own      ? Purpose::kOwn
+                                : !ahead ? Purpose::kServe
+                                : warm   ? Purpose::kStandby
+                                         : Purpose::kStopped,
                                 checkpoint.row.failures_in_a_row > 0);
     }
     add_phases(attempt.phases, "restoring");
@@ -518,7 +534,9 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint) {
       wake_standby();
       how = fmt::format("taken from the standbys of checkpoint {}", checkpoint.row.id);
     }
+    if (own) how = fmt::format("goes on from its own checkpoint {}", checkpoint.row.id);
     open_gate("restored", how);
+    if (own) return true;
     learn_until_us_ = monotonic_us() + kServingUs;
     learn_anything_ = !checkpoint.served;
     return true;
@@ -548,8 +566,9 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
     row_.slot.clear();
     row_.pid = 0;
     row_.started_from.clear();
-    row_.reason =
-        fmt::format("started cold: the restore ended as {}: {}", name(outcome), end.reason);
+    row_.reason = fmt::format("started cold: {}the restore ended as {}: {}",
+                              going_on_ ? "the state that it was paused with is lost: " : "",
+                              name(outcome), end.reason);
   }
   // Nothing of the attempt may be left for the cold start to find.
   services_.slots.destroy(std::move(slot));
@@ -608,7 +627,7 @@ void Replica::warm_up() {
   }
   fault("warm.holds");
   std::string id, failure;
-  if (plan_.checkpoint.enabled && dump_follows) dump(false, &id, &failure);
+  if (plan_.checkpoint.enabled && dump_follows) dump(plan_, false, &id, &failure);
   wait_ready();
   if (!plan_.checkpoint.enabled || !dump_follows)
     return open_gate(kUncheckpointed, "its condition holds");
@@ -632,13 +651,15 @@ void Replica::wait_ready() {
   note("replica.condition", "no port of it listens, its gate opens all the same");
 }
 
-// Leaves the replica in `checkpointing` (or as it was when there is nothing to do); the caller
+// By its own plan, or into a state of its own, after which its processes do not run on. Leaves the
+// replica in `checkpointing` (or as it was when there is nothing to do); the caller
 // opens the gate.
-void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure) {
+void Replica::dump(const PodPlan& plan, bool forced, std::string* checkpoint_id,
+                   std::string* failure) {
   std::optional<DumpTicket> ticket;
   bool count = true;
   try {
-    ticket = services_.checkpoints.begin(plan_, row_.id, forced, failure,
+    ticket = services_.checkpoints.begin(plan, row_.id, forced, failure,
                                          [this] { return dump_bytes(); });
     if (!ticket) return;
     *checkpoint_id = ticket->id;
@@ -650,12 +671,14 @@ void Replica::dump(bool forced, std::string* checkpoint_id, std::string* failure
       throw Error(Code::kInvalid, "checkpoint replica", row_.id, *why,
                   "look at what the program says, or leave it out");
     std::int64_t timeout_us = dump_timeout_us(memory_bytes());
-    nlohmann::json result = slot_->shim->call({{"op", "dump"},
-                                               {"directory", ticket->directory},
-                                               {"timeout_us", timeout_us},
-                                               {"spare", ticket->others},
-                                               {"log_level", 2}},
-                                              Deadline::after_us(timeout_us + kAnswerUs));
+    nlohmann::json result =
+        slot_->shim->call({{"op", "dump"},
+                           {"directory", ticket->directory},
+                           {"timeout_us", timeout_us},
+                           {"spare", ticket->others},
+                           {"leave_stopped", plan.fingerprint != plan_.fingerprint},
+                           {"log_level", 2}},
+                          Deadline::after_us(timeout_us + kAnswerUs));
     fault("dump.answered");
     if (result.value("success", false)) {
       collecting_ = ticket->id;
@@ -699,6 +722,10 @@ void Replica::open_gate(const char* outcome, const std::string& message) {
     log::warn("the container was not told that its start is over",
               {{"replica", row_.id}, {"error", error.what()}});
   }
+  open_gate_again(message);
+}
+
+void Replica::open_gate_again(const std::string& message) {
   move(Event::kOpen, message);
   fault("gate.ready");
   services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
@@ -767,6 +794,7 @@ void Replica::serve() {
       std::scoped_lock lock(mutex_);
       if (stop_ || detach_) return;
       wanted = command_.wanted && !command_.finished;
+      if (paused_ && !wanted) return;
     }
     if (!wanted) continue;
     Command result;
@@ -777,7 +805,7 @@ void Replica::serve() {
     try {
       Fd drained = services_.gate.drained(row_.id);
       if (wait_readable(drained.get(), Deadline::after_us(10'000'000)))
-        dump(true, &result.id, &result.failure);
+        dump(plan_, true, &result.id, &result.failure);
       else
         result.failure = "connections to it did not end within 10 s";
     } catch (const Error& error) {
@@ -793,6 +821,7 @@ void Replica::serve() {
     // Nobody fetches the answer when its caller has given up.
     command_ = command_.abandoned ? Command{} : result;
     command_done_.notify_all();
+    if (paused_) return;
   }
 }
 
@@ -831,6 +860,8 @@ void Replica::finish() {
     services_.checkpoints.wait_collected(collecting_, Deadline::after_ms(10 * 60'000));
   services_.slots.destroy(std::move(slot));
   fault_point("stop.removed");
+  if (plan_.spec.idle == state::PodSpec::Idle::kCheckpoint)
+    services_.checkpoints.forget_replica(row_.id);
   move_to_end(by_wish ? Event::kEnded : Event::kDied, row_.reason.empty() ? "ended" : row_.reason);
   services_.checkpoints.replica_ended();
 }
@@ -858,7 +889,9 @@ bool Replica::wait_drained() {
     }
     pollfd fds[3] = {
         {drained.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
-    if (::poll(fds, 3, Deadline::after_us(left_us).poll_ms()) < 0 && errno != EINTR)
+    left_us = std::max<std::int64_t>(left_us, 0);
+    std::int64_t wait_us = std::min(left_us, end_quiet());
+    if (::poll(fds, 3, Deadline::after_us(wait_us).poll_ms()) < 0 && errno != EINTR)
       throw_errno("poll", "replica");
     if (fds[0].revents || fds[1].revents || left_us <= 0) return true;
     if (fds[2].revents) clear_event(wake_);
@@ -871,7 +904,7 @@ bool Replica::end_container(State at, bool by_wish) {
   services_.gate.close(row_.pod, row_.id);
   std::int64_t grace = plan_.spec.stop_grace_us;
   std::string why = stop_reason();
-  if (by_wish && alive && at == State::kReady) {
+  if (by_wish && alive && (at == State::kReady || at == State::kPausing)) {
     move(Event::kDrain, why + ": connections finish first", {}, true);
     fault("stop.draining");
     if (!wait_drained()) return false;
@@ -879,6 +912,9 @@ bool Replica::end_container(State at, bool by_wish) {
   if (by_wish && state() != State::kStopping) move(Event::kStop, why, {}, true);
   if (by_wish) fault("stop.stopping");
   if (!alive || !row_.pid) return true;
+  // One that served is told that it ends, also when it rests.
+  if (at == State::kPausing || at == State::kPaused || at == State::kCheckpointing)
+    wake_processes();
   // A standby is frozen: it has nothing to finish, and could not hear it.
   if (at != State::kStandby)
     slot_->shim->call({{"op", "signal"}, {"signal", SIGTERM}}, Deadline::after_ms(5000));

@@ -29,6 +29,9 @@ class Gate {
   virtual void close(const std::string& pod, const std::string& replica) = 0;
   virtual Fd drained(const std::string& replica) = 0;  // readable when none is in flight
   virtual void drop(const std::string& replica) = 0;
+  // Ends those of its connections that are at rest: without a byte for so long, and with none asked
+  // for.
+  virtual void end_quiet(const std::string& replica, std::int64_t quiet_us) = 0;
 };
 
 struct Services {
@@ -61,7 +64,9 @@ class Replica {
 
   // Writes the intent down, then ends it: drain, SIGTERM, SIGKILL after the grace time. Returns at
   // once. The drain takes `drain_us` at most, or the grace time; asked again, the shorter.
-  void stop(const std::string& why, std::optional<std::int64_t> drain_us = {});
+  // Connections that have been quiet for `quiet_us` are not waited for.
+  void stop(const std::string& why, std::optional<std::int64_t> drain_us = {},
+            std::optional<std::int64_t> quiet_us = {});
   // The daemon ends, the replica runs on.
   void detach();
   // A standby that nobody has taken yet.
@@ -69,6 +74,13 @@ class Replica {
   // Makes a standby one that serves; `requested_us` as above. One that is still being restored goes
   // on to serve. False when it is none (any more).
   bool take(std::int64_t requested_us);
+  // Of one that is ready and that nobody uses: its connections end as above, then it waits as its
+  // pod's `idle` says. 0, or when it may be asked again (monotonic): it could not, just now.
+  std::int64_t pause(std::optional<std::int64_t> quiet_us);
+  // Asked to pause, or paused: it does not serve.
+  bool paused() const;
+  // It is needed again; `requested_us` as above. False when it is not paused (any more).
+  bool resume(std::int64_t requested_us);
   // Dumps a ready replica; its traffic waits. The checkpoint's id, or the Error.
   std::string checkpoint_now(Deadline deadline);
   // For exec; Error kConflict when it does not run.
@@ -79,7 +91,7 @@ class Replica {
   void start();
   void pass_over(const std::string& why, std::optional<Outcome> outcome);
   void take_slot();
-  bool try_restore(const UsableCheckpoint& checkpoint);
+  bool try_restore(const UsableCheckpoint& checkpoint, bool own = false);
   void wait_until_taken();
   void wake_standby();
   void fall_back(const RestoreEnd& end, Outcome outcome, const UsableCheckpoint& checkpoint);
@@ -87,10 +99,25 @@ class Replica {
   void warm_up();
   void wait_ready();
   void probe_alive();
-  void dump(bool forced, std::string* checkpoint_id, std::string* failure);
+  void dump(const PodPlan& plan, bool forced, std::string* checkpoint_id, std::string* failure);
   void open_gate(const char* outcome, const std::string& message);
   void open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure);
+  void open_gate_again(const std::string& message);
   void serve();
+  // replica_pause.cc
+  void rest_and_go_on();
+  void rest();
+  void run_on(const std::string& why);
+  void rest_frozen(const std::string& why);
+  void put_away(const std::string& checkpoint);
+  bool finish_connections();
+  bool wait_for(int fd, Deadline deadline = Deadline::never());
+  std::int64_t end_quiet();
+  std::string dump_own(std::string* failure, std::shared_ptr<void>* pin);
+  void wake_processes();
+  void wait_until_needed();
+  void restore_own();
+  void lose_state(const RestoreEnd& end, const UsableCheckpoint& checkpoint);
   void finish();
   bool wait_drained();
   bool let_go();
@@ -126,8 +153,13 @@ class Replica {
   std::vector<state::EventRow> unwritten_;
   bool standby_ = false;  // not taken yet
   std::string stop_reason_;
-  std::int64_t drain_until_us_ = 0;  // monotonic
-  std::string collecting_;           // the checkpoint that it was dumped into last
+  std::int64_t drain_until_us_ = 0;       // monotonic
+  std::optional<std::int64_t> quiet_us_;  // of the connections that are not waited for
+  bool paused_ = false;                   // asked to, or so; it goes on when this is taken back
+  std::int64_t pause_again_us_ = 0;       // monotonic: not to be asked to before
+  bool going_on_ = false;                 // its own state is being restored
+  std::string reason_before_;             // it paused. The thread's own.
+  std::string collecting_;                // the checkpoint that it was dumped into last
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
   bool learn_anything_ = false;
   std::int64_t probe_at_us_ = 0;  // monotonic: the next look at whether it hangs. The thread's own.

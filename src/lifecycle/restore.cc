@@ -87,8 +87,13 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
   RestoreAttempt attempt;
   bool proof = purpose == Purpose::kProof;
   try {
+    // What a replica had written it goes on writing to. As one more read-only layer at each pause
+    // it would have more of them than a mount can take.
+    bool own = purpose == Purpose::kOwn;
+    std::vector<std::string> layers(checkpoint.layers.begin() + (own ? 1 : 0),
+                                    checkpoint.layers.end());
     runtime::ContainerSpec container =
-        container_of(plan, replica, hostname, checkpoint.row.id, checkpoint.layers);
+        container_of(plan, replica, hostname, checkpoint.row.id, layers);
     if (purpose == Purpose::kStandby || purpose == Purpose::kStopped) container.identity.clear();
     nlohmann::json result =
         slot.shim->call({{"op", "restore"},
@@ -98,6 +103,7 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
                          {"mounts", checkpoint.manifest.mounts},
                          {"pipes", checkpoint.manifest.pipes},
                          {"memory", memory_way(plan.spec.checkpoint.memory)},
+                         {"own", own},
                          {"link", !proof},
                          {"stopped", purpose == Purpose::kStopped},
                          // These make the record: the proof of what a start needs, the first that

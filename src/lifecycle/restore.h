@@ -33,6 +33,7 @@ enum class Purpose {
   kProof,    // may not reach the outside, and records what it touches
   kStandby,  // has no identity yet
   kStopped,  // the same, and is left stopped before its first instruction
+  kOwn,      // a paused replica goes on with its own state
 };
 
 // Restores and resumes; `validate` is separate. Never throws: everything is in `end`. `diagnose`:

@@ -111,6 +111,7 @@ class Shim {
   json restore(const json& request);
   json touched(const json& request);
   json rest();
+  json wake();
   json take(const json& request);
   json dump(const json& request);
   json collect(const json& request);
@@ -160,8 +161,8 @@ class Shim {
   std::map<int, std::function<void()>> handlers_;
   bool done_ = false;
   std::atomic<bool> staged_ = false;  // the last dump's images wait in memory at paths_.stage()
-  std::int64_t resting_since_us_ = 0;
-  bool stopped_ = false;  // restored, but every process is left stopped
+  std::atomic<std::int64_t> resting_since_us_ = 0;
+  std::atomic<bool> stopped_ = false;  // restored or dumped, and every process is left stopped
 
   std::mutex mutex_;  // guards what follows
   Stage stage_ = Stage::kPreparing;
@@ -291,6 +292,8 @@ void Shim::handle(Message message) {
     later([this, request] { return restore(request); });
   } else if (operation == "rest") {
     later([this] { return rest(); });
+  } else if (operation == "wake") {
+    answer(id, [&] { return wake(); });
   } else if (operation == "take") {
     answer(id, [&] { return take(request); });
   } else if (operation == "dump") {
@@ -543,6 +546,8 @@ void Shim::keeper_ended() {
 }
 
 void Shim::kill_container() {
+  // Also before: what was frozen does nothing more.
+  for (int pid : cgroup_->pids()) ::kill(pid, SIGKILL);
   cgroup_->freeze(false, Deadline::after_us(0));
   for (int pid : cgroup_->pids()) ::kill(pid, SIGKILL);
 }
@@ -689,7 +694,8 @@ json Shim::start_cold(const json& request) {
 }
 
 // Members: spec, log_dir, directory (the checkpoint's), mounts [[target, key]], pipes [3], memory
-// "lazy"|"background"|"eager", link (bool: let it reach the outside), stopped (bool: leave it
+// "lazy"|"background"|"eager", own (bool: the replica's own state, of which the topmost layer goes
+// on as its upper directory), link (bool: let it reach the outside), stopped (bool: leave it
 // stopped before its first instruction), timeout_us, log_level. Result: success,
 // pid, phases; or success false, criu_pid_seen, timed_out, error_number, reason, log_tail.
 json Shim::restore(const json& request) {
@@ -706,6 +712,7 @@ json Shim::restore(const json& request) {
   for (auto& [name, to] :
        {std::pair{"shm", paths_.shm()}, {"dev", paths_.dev()}, {"thaw", paths_.thaw()}})
     if (exists(directory + "/" + name)) store::copy_tree(directory + "/" + name, to);
+  if (request.value("own", false)) store::copy_tree(directory + "/fs.0", paths_.upper());
   runtime::prepare_rootfs(spec_, paths_);
   runtime::write_inside(paths_, "restored", "");
   phases.add("mounts", at);
@@ -804,13 +811,16 @@ json Shim::touched(const json& request) {
   return {{"ranges", ranges.size()}};
 }
 
-// Lets a restored replica wait, frozen.
+// Lets a replica wait, frozen.
 json Shim::rest() {
   {
     std::scoped_lock lock(mutex_);
     if (stage_ != Stage::kRunning)
       throw Error(Code::kConflict, "freeze container", paths_.dir, "it is not running");
+    if (!sessions_.empty() || entering_ > 0)
+      throw Error(Code::kConflict, "freeze container", paths_.dir, "an exec session is open in it");
   }
+  if (stopped_) return json::object();
   if (auto pages = this->pages()) pages->rest(true);
   cgroup_->freeze(true, Deadline::after_ms(5000));
   resting_since_us_ = monotonic_us();
@@ -825,12 +835,17 @@ json Shim::take(const json& request) {
   runtime::refresh_secrets(spec_, paths_);
   check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
         spec_.hostname);
+  return wake();
+}
+
+// The end of a rest; nothing where none rests.
+json Shim::wake() {
   // No watchdog bites before that, and looking costs a client its time.
   constexpr std::int64_t kLongRestUs = 3'000'000;
   if (monotonic_us() - resting_since_us_ > kLongRestUs)
     runtime::freshen_heartbeats(cgroup_->pids());
   if (auto pages = this->pages()) pages->rest(false);
-  if (std::exchange(stopped_, false))
+  if (stopped_.exchange(false))
     for (int pid : cgroup_->pids()) ::kill(pid, SIGCONT);
   else
     cgroup_->freeze(false, Deadline::after_us(0));
@@ -838,8 +853,8 @@ json Shim::take(const json& request) {
 }
 
 // Members: directory (exists, empty), spare (bytes of memory that others may still take),
-// timeout_us, log_level. Result: mounts, pipes, layers, environment, frozen_us, total_us; or
-// success false as above.
+// leave_stopped (bool: the processes do not run on), timeout_us, log_level. Result: mounts, pipes,
+// layers, environment, frozen_us, total_us; or success false as above.
 json Shim::dump(const json& request) {
   {
     std::scoped_lock lock(mutex_);
@@ -885,6 +900,7 @@ json Shim::dump(const json& request) {
   criu.images_dir = images.get();
   criu.work_dir = work.get();
   criu.log_level = request.at("log_level");
+  criu.leave_stopped = request.value("leave_stopped", false);
   json mounts = json::array();
   for (const auto& mount : runtime::external_mounts(init_pid_, paths_, binds())) {
     criu.mounts.emplace_back(mount.target, mount.key);
@@ -928,6 +944,10 @@ json Shim::dump(const json& request) {
             {"error_number", outcome.error_number},
             {"reason", outcome.reason},
             {"log_tail", outcome.log_tail}};
+  }
+  if (criu.leave_stopped) {
+    resting_since_us_ = monotonic_us();
+    stopped_ = true;
   }
   fault("shim.dump.done", {"container", init_pid_});
   // What every slot makes for itself is not the checkpoint's.

@@ -3,7 +3,8 @@
 //   stopped
 //   restored: preparing → restoring → validating → ready → …
 //   standby:  … → validating → standby → ready → …, or restoring → standby → validating → ready
-//   falling back: restoring|validating → preparing (cold)
+//   paused:   ready → pausing → [checkpointing] → paused → ready (frozen), or paused → restoring →
+//   … falling back: restoring|validating → preparing (cold)
 #pragma once
 
 #include <optional>
@@ -20,6 +21,8 @@ enum class State {
   kValidating,
   kStandby,
   kReady,
+  kPausing,
+  kPaused,
   kDraining,
   kStopping,
   kStopped,
@@ -34,7 +37,8 @@ enum class Event {
   kOpen,       // warm, dumped, validated or timed out with `serve`: the gate opens
   kResumed,    // CRIU has restored the tree
   kFallBack,   // the restore did not work
-  kRest,       // restored ahead of time: it waits, frozen or stopped, until it is needed
+  kRest,       // it waits until it is needed: restored ahead of time, or paused
+  kPause,      // nobody uses it: connections finish, then it is frozen or dumped
   kDrain,      // it is to leave, connections finish
   kStop,       // it is to end now
   kEnded,      // the container has exited, by our wish

@@ -41,6 +41,9 @@ using lifecycle::State;
 constexpr int kKeptReplicas = 20;  // ended ones, for `thaw ps -a`
 constexpr std::int64_t kFirstPauseUs = 1'000'000, kLongestPauseUs = 300'000'000;
 constexpr std::int64_t kRefillPauseUs = 300'000;
+constexpr std::int64_t kLeastCheckUs = 100'000;  // between two looks at what is in use
+constexpr std::int64_t kLeastQuietUs = 1'000'000;
+constexpr std::int64_t kExecWarmUs = 10'000'000, kExecWakeUs = 120'000'000;
 constexpr std::int64_t kTroublePauseUs = 1'000'000;
 constexpr std::int64_t kSettledUs =
     60'000'000;  // a replica that was ready this long has ended a crash loop
@@ -56,6 +59,9 @@ class GatewayGate : public lifecycle::Gate {
   }
   Fd drained(const std::string& replica) override { return gateway_.drained(replica); }
   void drop(const std::string& replica) override { gateway_.drop(replica); }
+  void end_quiet(const std::string& replica, std::int64_t quiet_us) override {
+    gateway_.end_quiet(replica, quiet_us);
+  }
 
  private:
   gateway::Gateway& gateway_;
@@ -125,7 +131,13 @@ struct Controller::Impl {
     std::int64_t last_failure_us = 0;  // monotonic
     int demand = 0;  // replicas that its connections call for, beyond those that the user wants
     std::int64_t demand_check_us = 0;  // monotonic: when fewer may do
-    bool ways_of_earlier = false;      // ports and routes of an earlier version are there, too
+    // What goes goes for want of connections, not by the user's word: `idle` says how.
+    bool unused = true;
+    // The version before, as long as the present one does not serve, and how many it had.
+    std::optional<PodPlan> earlier;
+    std::int64_t earlier_count = 0, earlier_pause_until_us = 0;
+    int earlier_failures = 0;
+    bool ways_of_earlier = false;  // ports and routes of an earlier version are there, too
     int standby_failures = 0;
     std::int64_t standby_pause_us = 0;  // monotonic
   };
@@ -399,6 +411,27 @@ struct Controller::Impl {
     return plan;
   }
 
+  // One whose state is in a checkpoint: it needs no process, and none that was being restored.
+  void adopt_paused(state::ReplicaRow row) {
+    auto pod = pods.find(row.pod);
+    if (pod == pods.end()) {
+      lost.emplace_back(row, "its pod was gone when the daemon started");
+      return;
+    }
+    row.state = lifecycle::name(State::kPaused);
+    row.slot.clear();
+    row.pid = 0;
+    PodPlan plan = plan_of_living(pod->second, row.version);
+    std::string id = row.id;
+    replicas.emplace(id, std::make_shared<Replica>(services(), std::move(plan), std::move(row),
+                                                   nullptr, [this] { poke(); }));
+  }
+
+  bool has_own_state(const state::ReplicaRow& row) {
+    auto checkpoint = database.checkpoint(row.started_from);
+    return checkpoint && checkpoint->status == "available" && lifecycle::is_own(*checkpoint);
+  }
+
   // Replicas live on in their slots; each is taken back, or cleaned up and written down as ended.
   void adopt_replicas() {
     std::map<std::string, state::ReplicaRow> by_slot;
@@ -406,6 +439,8 @@ struct Controller::Impl {
       if (row.ended_us) continue;
       if (!row.slot.empty())
         by_slot.emplace(row.slot, row);
+      else if (row.state == lifecycle::name(State::kPaused))
+        adopt_paused(row);
       else
         lost.emplace_back(row, "the daemon ended while it was " + row.state);
     }
@@ -428,14 +463,17 @@ struct Controller::Impl {
                           : !slot ? "its shim was gone when the daemon started"
                                   : "its pod was gone when the daemon started";
         slots.destroy(std::move(slot));
-        lost.emplace_back(row, why);
+        if (half && has_own_state(row))
+          adopt_paused(row);
+        else
+          lost.emplace_back(row, why);
         continue;
       }
       PodPlan plan = plan_of_living(pod->second, row.version);
       std::string id = row.id;
       // What connections called for under the earlier daemon is not known any more; the replicas
       // that serve go as if their last connection had ended now.
-      if (state != State::kStandby && row.intent != "stop" &&
+      if (state != State::kStandby && state != State::kPaused && row.intent != "stop" &&
           row.version == pod->second.row.version)
         ++pod->second.demand;
       pod->second.demand_check_us = monotonic_us() + pod->second.spec.keep_warm_us;
@@ -569,7 +607,7 @@ struct Controller::Impl {
   void follow_demand(Pod& pod, bool called, std::int64_t& next_us) {
     std::int64_t now = monotonic_us();
     if (called || (pod.demand && now >= pod.demand_check_us)) {
-      gateway::Need need = gateway.need(pod.row.name);
+      gateway::Need need = gateway.need(pod.row.name, quiet_of(pod));
       int before = pod.demand;
       bool checked = pod.demand && now >= pod.demand_check_us;
       std::int64_t idle_until = need.idle_since_us + pod.spec.keep_warm_us;
@@ -578,10 +616,11 @@ struct Controller::Impl {
       else if (checked)
         pod.demand = need.now == 0 && now >= idle_until ? 0 : std::max(need.peak, 1);
       if (pod.demand > before) pod.requested_us = now;
+      if (pod.demand != before) pod.unused = true;
       if (pod.demand > 1)
-        pod.demand_check_us = now + pod.spec.scale_down_delay_us;
+        pod.demand_check_us = now + std::max(pod.spec.scale_down_delay_us, kLeastCheckUs);
       else if (need.peak)
-        pod.demand_check_us = now + pod.spec.keep_warm_us;
+        pod.demand_check_us = now + std::max(pod.spec.keep_warm_us, kLeastCheckUs);
       else
         pod.demand_check_us = std::max(idle_until, now);
       if (pod.demand != before)
@@ -613,6 +652,11 @@ struct Controller::Impl {
         Pod& owner = pod->second;
         owner.standby_pause_us =
             monotonic_us() + back_off_us(kFirstPauseUs, kLongestPauseUs, ++owner.standby_failures);
+      } else if (pod != pods.end() && row.state == "failed" &&
+                 row.version != pod->second.row.version) {
+        Pod& owner = pod->second;
+        owner.earlier_pause_until_us =
+            monotonic_us() + back_off_us(kFirstPauseUs, kLongestPauseUs, ++owner.earlier_failures);
       } else if (pod != pods.end() && row.state == "failed") {
         Pod& owner = pod->second;
         bool settled = row.ready_us && row.ended_us - row.ready_us > kSettledUs;
@@ -648,22 +692,52 @@ struct Controller::Impl {
     std::int64_t in_flight = 0;
   };
 
+  static std::int64_t quiet_of(const Pod& pod) {
+    return std::max(pod.spec.keep_warm_us, kLeastQuietUs);
+  }
+
   // Those that are not ready go first, then those with the fewest connections, which may take long
   // to finish, then the youngest.
-  void stop_some(const Pod& pod, std::vector<Seen>& current, std::int64_t count) {
+  void let_some_go(const Pod& pod, std::vector<Seen>& current, std::int64_t count,
+                   std::int64_t& next_us) {
     for (Seen& one : current) one.in_flight = gateway.in_flight(one.replica->row().id);
     std::sort(current.begin(), current.end(), [](const Seen& a, const Seen& b) {
       return std::tuple(a.ready, a.in_flight, -a.created_us) <
              std::tuple(b.ready, b.in_flight, -b.created_us);
     });
+    bool unused = pod.unused && !pod.row.stopped;
+    // Connections at rest keep no replica of a pod that is not used at all.
+    auto quiet_us = unused && desired(pod) == 0 ? std::optional(quiet_of(pod)) : std::nullopt;
     for (const Seen& one : std::span(current).first(static_cast<std::size_t>(count)))
-      one.replica->stop(pod.row.stopped ? "the pod was stopped" : "scaled down", drain_of(pod));
+      if (unused && one.ready && pod.spec.idle != state::PodSpec::Idle::kStop) {
+        if (std::int64_t again_us = one.replica->pause(quiet_us); again_us)
+          next_us = std::min(next_us, again_us);
+      } else {
+        one.replica->stop(pod.row.stopped ? "the pod was stopped" : "scaled down", drain_of(pod),
+                          quiet_us);
+      }
+  }
+
+  // As many as are missing go on. What holds memory is given up when that is short.
+  void use_paused(Pod& pod, std::vector<Replica*>& paused, std::int64_t& missing,
+                  std::int64_t requested_us, bool short_of_memory) {
+    // Those whose processes are there before those that are to be restored.
+    std::stable_partition(paused.begin(), paused.end(),
+                          [](Replica* replica) { return replica->row().pid != 0; });
+    for (Replica* replica : paused) {
+      if (pod.row.stopped)
+        replica->stop("the pod was stopped");
+      else if (missing > 0 && replica->resume(requested_us))
+        --missing;
+      else if (short_of_memory && replica->state() == State::kPaused && replica->row().pid)
+        replica->stop("memory is short");
+    }
   }
 
   void reconcile(Pod& pod, bool short_of_memory, std::int64_t& next_us) {
     std::int64_t wanted = desired(pod);
     std::vector<Seen> current;
-    std::vector<Replica*> old, standbys;
+    std::vector<Replica*> old, standbys, paused;
     std::int64_t ready = 0;
     for (auto& [id, replica] : replicas) {
       state::ReplicaRow row = replica->row();
@@ -678,6 +752,8 @@ struct Controller::Impl {
       else if (replica->resting())
         // Those that wait already, before those that are still being restored.
         standbys.insert(row.state == "standby" ? standbys.begin() : standbys.end(), replica.get());
+      else if (replica->paused())
+        paused.push_back(replica.get());
       else
         current.push_back({row.gate_open, row.created_us, row.ready_us, replica.get()});
     }
@@ -692,6 +768,7 @@ struct Controller::Impl {
     std::int64_t missing = wanted - static_cast<std::int64_t>(current.size());
     std::int64_t now = monotonic_us();
     std::int64_t requested = pod.requested_us ? pod.requested_us : now;
+    use_paused(pod, paused, missing, requested, short_of_memory);
     for (; missing > 0 && !standbys.empty(); standbys.erase(standbys.begin()))
       if (standbys.front()->take(requested)) {
         --missing;
@@ -703,10 +780,12 @@ struct Controller::Impl {
         next_us = std::min(next_us, pod.pause_until_us);
         break;
       }
-      add_replica(pod, requested, false);
+      add_replica(*pod.plan, requested, false);
     }
-    if (missing < 0) stop_some(pod, current, -missing);
+    if (missing < 0) let_some_go(pod, current, -missing, next_us);
+    if (ready < wanted) keep_earlier_serving(pod, old, wanted, next_us);
     if (ready >= wanted) {
+      pod.earlier.reset();
       for (Replica* replica : old)
         replica->stop(wanted ? "a new version has taken over" : "the pod was stopped",
                       drain_of(pod));
@@ -716,6 +795,37 @@ struct Controller::Impl {
       }
     }
     keep_standbys(pod, standbys, short_of_memory, next_us);
+  }
+
+  // The version before loses nothing as long as the present one does not serve.
+  void keep_earlier_serving(Pod& pod, const std::vector<Replica*>& old, std::int64_t wanted,
+                            std::int64_t& next_us) {
+    if (!pod.earlier) return;
+    std::int64_t now = monotonic_us(), have = 0;
+    for (Replica* replica : old) have += !replica->resting() && !replica->paused();
+    for (; have < std::min(wanted, pod.earlier_count); ++have) {
+      if (pod.earlier_pause_until_us > now) {
+        next_us = std::min(next_us, pod.earlier_pause_until_us);
+        return;
+      }
+      add_replica(*pod.earlier, now, false);
+    }
+  }
+
+  // What serves while a new version is on its way.
+  void remember_earlier(Pod& pod) {
+    std::int64_t serving = 0;
+    for (auto& [id, replica] : replicas) {
+      state::ReplicaRow row = replica->row();
+      serving += row.pod == pod.row.name && row.version == pod.row.version && row.gate_open &&
+                 row.intent != "stop";
+    }
+    // Otherwise the present one has never served, and the one before it does.
+    if (!serving && pod.earlier) return;
+    pod.earlier = serving ? pod.plan : std::nullopt;
+    pod.earlier_count = serving;
+    pod.earlier_failures = 0;
+    pod.earlier_pause_until_us = 0;
   }
 
   static std::optional<std::int64_t> drain_of(const Pod& pod) {
@@ -741,13 +851,14 @@ struct Controller::Impl {
       next_us = std::min(next_us, pod.standby_pause_us);
       return;
     }
-    for (std::size_t i = standbys.size(); i < wanted; ++i) add_replica(pod, monotonic_us(), true);
+    for (std::size_t i = standbys.size(); i < wanted; ++i)
+      add_replica(*pod.plan, monotonic_us(), true);
   }
 
-  void add_replica(const Pod& pod, std::int64_t requested_us, bool standby) {
+  void add_replica(const PodPlan& plan, std::int64_t requested_us, bool standby) {
     std::string id = random_hex(12);
     replicas.emplace(id, std::make_shared<Replica>(
-                             services(), *pod.plan, id, requested_us, [this] { poke(); }, standby));
+                             services(), plan, id, requested_us, [this] { poke(); }, standby));
   }
 
   // Replicas of a pod that have not ended, standbys too.
@@ -787,9 +898,28 @@ struct Controller::Impl {
     pod.requested_us = now;
     forget_failures(pod);
     // From now on the user's word counts; those who wait at the gate are still served.
-    pod.demand = gateway.need(pod.row.name).held;
+    pod.demand = gateway.need(pod.row.name, quiet_of(pod)).held;
+    pod.unused = false;
+    stop_paused(pod, replicas);
     pod.demand_check_us = now + pod.spec.keep_warm_us;
     poke_locked();
+  }
+
+  // Those that are paused beyond a number that the user has given.
+  void stop_paused(const Pod& pod, std::int64_t wanted) {
+    std::vector<Replica*> paused;
+    for (auto& [id, replica] : replicas) {
+      state::ReplicaRow row = replica->row();
+      if (row.pod != pod.row.name || row.version != pod.row.version || row.intent == "stop" ||
+          lifecycle::ended(replica->state()) || replica->resting())
+        continue;
+      if (replica->paused())
+        paused.push_back(replica.get());
+      else
+        --wanted;
+    }
+    for (Replica* replica : paused)
+      if (--wanted < 0) replica->stop("scaled down");
   }
 
   PodView view(Pod& pod) {
@@ -802,6 +932,10 @@ struct Controller::Impl {
       if (replica->row().pod != pod.row.name || lifecycle::ended(replica->state())) continue;
       if (replica->resting()) {
         if (replica->state() == State::kStandby) ++view.standby;
+        continue;
+      }
+      if (replica->state() == State::kPaused && replica->row().intent != "stop") {
+        ++view.paused;
         continue;
       }
       ++view.total;
@@ -830,6 +964,31 @@ struct Controller::Impl {
     view.held = traffic.held;
     view.active = traffic.active;
     return view;
+  }
+
+  // One that is paused goes on, for a while at least.
+  void wake_paused(const std::string& id, std::unique_lock<std::mutex>& lock) {
+    auto found = replicas.find(id);
+    if (found == replicas.end() || !found->second->paused()) return;
+    std::shared_ptr<Replica> replica = found->second;
+    state::ReplicaRow row = replica->row();
+    if (!replica->resume(monotonic_us())) return;
+    int serving = 0;
+    for (auto& [other_id, other] : replicas)
+      serving += other->row().pod == row.pod && !other->resting() && !other->paused() &&
+                 !lifecycle::ended(other->state());
+    Pod& pod = find_pod(row.pod);
+    pod.demand = std::max(pod.demand, serving);
+    pod.demand_check_us = std::max(pod.demand_check_us,
+                                   monotonic_us() + std::max(pod.spec.keep_warm_us, kExecWarmUs));
+    poke_locked();
+    Deadline deadline = Deadline::after_us(kExecWakeUs);
+    while (replica->state() != State::kReady && !lifecycle::ended(replica->state()) && !closing) {
+      if (deadline.passed())
+        throw Error(Code::kTimeout, "wake replica", id, "it is " + replica->row().state,
+                    "see `thaw ps`");
+      changed.wait_for(lock, std::chrono::microseconds(deadline.left_us()));
+    }
   }
 
   Replica& live_replica(const std::string& id) {
@@ -933,6 +1092,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   result.changed = result.created || pod.row.spec != json || pod.row.program != plan.program;
   bool crash_loop = pod.failures > 0;
   if (result.changed) {
+    if (!result.created) impl.remember_earlier(pod);
     plan.version = result.created ? 1 : pod.row.version + 1;
     pod.row.name = spec.name;
     pod.row.version = plan.version;
@@ -978,7 +1138,9 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   impl.needs_more(spec.name);
   if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
     result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
-  if (plan.checkpoint.enabled) warn_of_secrets(plan, result.warnings);
+  if (spec.idle == state::PodSpec::Idle::kCheckpoint && !plan.pause.enabled)
+    result.warnings.push_back("idle replicas are frozen, not checkpointed: " + plan.pause.reason);
+  if (plan.checkpoint.enabled || plan.pause.enabled) warn_of_secrets(plan, result.warnings);
   result.pod = impl.view(now);
   impl.poke_locked();
   return result;
@@ -1054,7 +1216,8 @@ void Controller::remove(const std::string& name, bool force) {
   std::unique_lock lock(impl.mutex);
   if (!impl.pods.contains(name)) return;  // somebody else has removed it
   Impl::Pod& pod = impl.find_pod(name);
-  int total = impl.view(pod).total;
+  PodView view = impl.view(pod);
+  int total = view.total + view.paused;
   if (total && !force && !pod.row.stopped)
     throw Error(Code::kConflict, "remove pod", name, fmt::format("{} replicas run", total),
                 "stop it first, or use --force");
@@ -1119,10 +1282,11 @@ void Controller::stop_replica(const std::string& text) {
   std::scoped_lock lock(impl_->mutex);
   Impl::Pod& pod = impl_->find_pod(row.pod);
   Replica& replica = impl_->live_replica(row.id);
+  bool served = !replica.paused();
   replica.stop("stop was asked for");
   // The pod wants one less from now on; else another would take its place at once.
   state::PodRow wanted = pod.row;
-  if (row.version == wanted.version && wanted.desired > 0) --wanted.desired;
+  if (served && row.version == wanted.version && wanted.desired > 0) --wanted.desired;
   impl_->store(pod, std::move(wanted));
   impl_->poke_locked();
 }
@@ -1139,7 +1303,8 @@ ExecStream Controller::exec(const std::string& text, const std::vector<std::stri
   state::ReplicaRow row = replica(text);
   std::shared_ptr<lifecycle::ShimClient> shim;
   {
-    std::scoped_lock lock(impl_->mutex);
+    std::unique_lock lock(impl_->mutex);
+    impl_->wake_paused(row.id, lock);
     shim = impl_->live_replica(row.id).running_shim();
   }
   ExecStream stream;

@@ -22,6 +22,7 @@ struct PodView {
   std::int64_t desired = 0;              // replicas: asked for, or called for by connections
   int ready = 0, total = 0;              // replicas now, without standbys
   int standby = 0;                       // those that wait to be taken
+  int paused = 0;                        // those that wait until they are needed again
   bool checkpoint_effective = false;     // asked for, and possible here
   std::string checkpoint_reason;         // why not, when asked for
   std::string problem;                   // what keeps it from being reached or started; "": nothing

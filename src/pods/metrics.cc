@@ -108,12 +108,13 @@ void Metrics::count(const state::EventRow& event) {
     ++counters_[labelled("thaw_restores_total", {{"outcome", outcome}})];
   }
   if (over) ++counters_[labelled("thaw_replica_ends_total", {{"state", to}})];
-  if (to == "ready" && from != "checkpointing") count_phases(*row);
+  if (to == "ready" && from != "checkpointing" && from != "pausing")
+    count_phases(*row, from == "paused");
   // A cold start with a dump is ready when that is over.
   if (to == "ready" && from == "checkpointing" && row->phases.size() > 1) {
     int ready = 0;
     for (const auto& phase : row->phases) ready += phase.name == "ready";
-    if (ready == 1) count_phases(*row);
+    if (ready == 1) count_phases(*row, false);
   }
 }
 
@@ -140,8 +141,9 @@ void Metrics::count_checkpoint(const state::EventRow& event) {
   proof_began_.erase(began);
 }
 
-void Metrics::count_phases(const state::ReplicaRow& replica) {
-  std::string from = replica.started_from == "cold" ? "cold" : "checkpoint";
+// `thawed`: it was frozen.
+void Metrics::count_phases(const state::ReplicaRow& replica, bool thawed) {
+  std::string from = thawed ? "frozen" : replica.started_from == "cold" ? "cold" : "checkpoint";
   for (const auto& phase : replica.phases) {
     if (phase.name == "ready")
       starts_[fmt::format("started_from=\"{}\"", from)].add(static_cast<double>(phase.start_us) /

@@ -41,7 +41,7 @@ class Metrics {
   void loop();
   void catch_up();
   void count(const state::EventRow& event);
-  void count_phases(const state::ReplicaRow& replica);
+  void count_phases(const state::ReplicaRow& replica, bool thawed);
   void count_checkpoint(const state::EventRow& event);
 
   state::Database& database_;

@@ -377,6 +377,14 @@ const std::vector<Field<PodSpec>>& pod_fields() {
       };
       table.push_back(std::move(conditional));
     }
+    table.push_back(field("idle", &PodSpec::idle,
+                          RareChoice<PodSpec::Idle>{{{{"stop", PodSpec::Idle::kStop},
+                                                      {"freeze", PodSpec::Idle::kFreeze},
+                                                      {"checkpoint", PodSpec::Idle::kCheckpoint}}},
+                                                    PodSpec::Idle::kStop},
+                          "What becomes of replicas beyond min that nobody uses: they are stopped, "
+                          "frozen where they are, or kept in a checkpoint of their own; the next "
+                          "request finds the last two as it left them."));
     table.push_back(field("stop_grace", &PodSpec::stop_grace_us, Duration{0, kHour},
                           "Time from SIGTERM to SIGKILL."));
     return table;

@@ -272,10 +272,10 @@ TEST(Schema, HasEveryKeyOfTheTablesAndTheirDefaults) {
     keys.push_back(key);
     EXPECT_TRUE(value.contains("description")) << key;
   }
-  EXPECT_THAT(
-      keys, ElementsAre("alive", "args", "checkpoint", "command", "env", "image", "links", "mounts",
-                        "name", "network", "ports", "ready", "replicas", "resources", "rootfs",
-                        "routes", "secrets", "stop_grace", "user", "workdir"));
+  EXPECT_THAT(keys,
+              ElementsAre("alive", "args", "checkpoint", "command", "env", "idle", "image", "links",
+                          "mounts", "name", "network", "ports", "ready", "replicas", "resources",
+                          "rootfs", "routes", "secrets", "stop_grace", "user", "workdir"));
   EXPECT_EQ(schema["required"], json::array({"name"}));
   EXPECT_EQ(schema["properties"]["stop_grace"]["default"], "10s");
   EXPECT_EQ(schema["properties"]["resources"]["properties"]["pids"]["default"], 1024);

@@ -102,7 +102,9 @@ std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
                          .tls_key = settings.front_tls_key};
   options.was_restored = [&database](const std::string& replica) {
     auto row = database.replica(replica);
-    return row && row->started_from != "cold";
+    // What was paused is no cold start, whatever it was before.
+    return row && (row->started_from != "cold" ||
+                   (!row->phases.empty() && row->phases.front().name == "paused"));
   };
   return std::make_unique<front::Front>(gateway, std::move(options));
 }

@@ -133,6 +133,9 @@ struct PodSpec {
   // listens (lifecycle/plan.h).
   std::optional<Condition> ready;
   std::optional<Alive> alive;
+  // What becomes of a replica that only connections called for, when there are none: it is stopped,
+  // frozen where it is, or dumped and ended, to go on where it was.
+  enum class Idle { kStop, kFreeze, kCheckpoint } idle = Idle::kStop;
   std::int64_t stop_grace_us = 10'000'000;  // SIGTERM to SIGKILL
   bool operator==(const PodSpec&) const = default;
 };

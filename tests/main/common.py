@@ -290,6 +290,16 @@ def process_state(pid):
     return fields[0] if fields else ""
 
 
+def freezer_state(row):
+    """FROZEN or THAWED, as the kernel has it."""
+    for top, _, files in os.walk("/sys/fs/cgroup"):
+        if top.endswith("/" + row["slot"]) and "freezer.state" in files:
+            return thawtest._read(top + "/freezer.state").decode().strip()
+        if top.endswith("/" + row["slot"]) and "cgroup.events" in files and "frozen 1" in thawtest._read(top + "/cgroup.events").decode():
+            return "FROZEN"
+    return "THAWED"
+
+
 def children(pid):
     found = []
     for file in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):

@@ -13,7 +13,7 @@ CASES = (
     "slot.network:self", "shim.prepare.criu:criu", "cold.asked:shim", "shim.cold.create:runc", "shim.cold.started:daemon", "dump.leased:self",
     "shim.dump.frozen:daemon", "shim.dump.frozen:criu", "dump.answered:container", "seal.hashed:self", "proof.restored:shim", "gate.ready:self",
     "restore.asked:shim", "shim.restore.resuming:criu", "shim.restore.done:container", "fallback.begun:self", "stop.intended:self",
-    "stop.signalled:shim", "pod.removed:self", "checkpoint.deleted:self", "standby.taken:shim",
+    "stop.signalled:shim", "pod.removed:self", "checkpoint.deleted:self", "standby.taken:shim", "pause.rested:self",
     "shutdown.begun:self", "adopt.slot:self",
 )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """New versions and scaling under load: no request fails, and what was begun is finished."""
 
 import contextlib
+import os
+import signal
 import threading
 import time
 
@@ -75,6 +77,24 @@ def test_versions(daemon):
         equal({row["version"] for row in daemon.replicas("a", "ready")}, {version + 1}, "versions that serve")
         traffic.deploy(daemon, "a", **base, wait=False, ports=ports(8000))
         settle(daemon, version + 3)
+
+
+def test_the_old_version_keeps_its_strength(daemon):
+    """One of its replicas that dies while the new version is not ready is replaced by another of its own."""
+    traffic.deploy(daemon, "b", replicas={"min": 2, "max": 2})
+    version = daemon.api("GET", "/v1/pods/b")["version"]
+    traffic.deploy(daemon, "b", wait=False, replicas={"min": 2, "max": 2}, ready={"exec": ["test", "-e", "/tmp/open"]})
+    wait_for(lambda: len(daemon.replicas("b", "warming")) == 2, "the new version warms up")
+    victim = daemon.replicas("b", "ready")[0]
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_for(lambda: daemon.replica(victim["id"])["ended_us"], "it has ended")
+    wait_for(lambda: len(daemon.replicas("b", "ready")) == 2, "another of the old version is ready")
+    equal({row["version"] for row in daemon.replicas("b", "ready")}, {version}, "versions that serve")
+    equal(daemon.api("GET", "/v1/pods/b")["crash_loop"], None, "crashes of the new version")
+    for row in daemon.replicas("b", "warming"):
+        daemon.exec(row["id"], "touch", "/tmp/open")
+    wait_for(lambda: {row["version"] for row in daemon.replicas("b")} == {version + 1}, "the new version is alone")
+    daemon.remove("b")
 
 
 def refused(port):

@@ -7,7 +7,7 @@ import tempfile
 import time
 
 import thawtest
-from common import Client, Pod, ask, process_state, shim_of, shims
+from common import Client, Pod, ask, freezer_state, process_state, shim_of, shims
 from thawtest import check, equal, wait_for
 
 GO = {"file": "/ctl/go"}
@@ -21,16 +21,6 @@ def standbys(daemon, pod, count, gone=()):
         return rows if len(rows) == count else None
 
     return wait_for(found, f"{count} standbys of {pod.name}")
-
-
-def freezer_state(row):
-    """FROZEN or THAWED, as the kernel has it."""
-    for top, _, files in os.walk("/sys/fs/cgroup"):
-        if top.endswith("/" + row["slot"]) and "freezer.state" in files:
-            return thawtest._read(top + "/freezer.state").decode().strip()
-        if top.endswith("/" + row["slot"]) and "cgroup.events" in files and "frozen 1" in thawtest._read(top + "/cgroup.events").decode():
-            return "FROZEN"
-    return "THAWED"
 
 
 def test_a_request_takes_a_standby(daemon):
@@ -127,6 +117,8 @@ def test_demand(daemon):
     pod = Pod(daemon, when=GO, max=3, replicas={"min": 0, "max": 3, "concurrency": 2, "keep_warm": "1s", "scale_down_delay": "500ms"})
     pod.deploy()
     clients = [socket.create_connection(("127.0.0.1", pod.port)) for _ in range(5)]
+    for client in clients:
+        client.sendall(b"GET /")  # something is asked of it
     pod.wait_note("up")
     pod.go()
     wait_for(lambda: len(daemon.replicas(pod.name, "ready")) == 3, "three replicas for five connections")
@@ -163,9 +155,14 @@ def test_memory_is_short():
         pod.warm()
         pod.wait_checkpoint()
         given_up = standbys(daemon, pod, 1)[0]
-        wait_for(lambda: len(shims(daemon)) == 2 + daemon.slots, "a replica, a standby and the slots")
+        ice = Pod(daemon, name="ice", idle="freeze", replicas={"min": 0, "max": 1, "keep_warm": "0s"})
+        ice.deploy()
+        frozen = ice.get()["identity"]["replica"]
+        ice.wait_event("replica.paused")
+        wait_for(lambda: len(shims(daemon)) == 3 + daemon.slots, "a replica, a standby, a frozen one and the slots")
         available(100)
         daemon.scale(pod.name, 1)  # the controller looks around
+        check("memory is short" in ice.wait_event("replica.stopped", replica=frozen)["message"], "why a frozen replica was given up")
         stopped = pod.wait_event("replica.stopped", replica=given_up["id"])
         check("memory is short" in stopped["message"], stopped["message"])
         serves = pod.only_replica()

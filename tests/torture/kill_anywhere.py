@@ -32,7 +32,7 @@ UNDER_WAY = ("creating", "sealed", "verifying")
 # Which path comes to a step, by the beginning of its name; the first that fits.
 PATHS = (
     ("slot.", "start"), ("shim.prepare.", "start"), ("restore.", "restore"), ("shim.restore.", "restore"), ("fallback.", "fallback"),
-    ("standby.", "standby"), ("hook.", "hook"), ("create.", "create"), ("scale.", "restore"), ("shutdown.", "shutdown"), ("adopt.", "adopt"),
+    ("standby.", "standby"), ("pause.", "pause"), ("hook.", "hook"), ("create.", "create"), ("scale.", "restore"), ("shutdown.", "shutdown"), ("adopt.", "adopt"),
     ("recover.", "adopt"), ("stop.", "stop"), ("shim.destroy.", "stop"), ("pod.", "remove"),
     ("checkpoint.deleted", "drop"), ("", "cold"),
 )  # fmt: skip
@@ -127,7 +127,8 @@ class Torture:
                 self.hold(row["state"] == "stopped" or row["intent"] != "stop", f"replica {row['id']} was to stop and counts as {row['state']}")
                 self.hold(row["reason"] or row["state"] == "stopped", f"replica {row['id']} has failed without a reason")
             else:
-                self.hold(row["pid"] and os.path.exists(f"/proc/{row['pid']}"), f"replica {row['id']} is {row['state']} and has no process")
+                asleep = row["state"] == "paused" and not row["slot"]
+                self.hold(asleep or row["pid"] and os.path.exists(f"/proc/{row['pid']}"), f"replica {row['id']} is {row['state']} and has no process")
         for row in daemon.api("GET", "/v1/checkpoints"):
             folder = daemon.data / "checkpoints" / row["id"]
             self.hold(row["status"] not in UNDER_WAY, f"checkpoint {row['id']} is {row['status']} for ever")
@@ -183,7 +184,7 @@ class Torture:
         if any(row["status"] in UNDER_WAY for row in daemon.api("GET", "/v1/checkpoints")):
             return False
         for pod in daemon.api("GET", "/v1/pods"):
-            rows = [row for row in daemon.replicas(pod["name"]) if row["state"] not in ("ready", "standby")]
+            rows = [row for row in daemon.replicas(pod["name"]) if row["state"] not in ("ready", "standby", "paused")]
             if rows or pod["ready"] != (0 if pod["stopped"] else pod["desired"]):
                 return False
         return True
@@ -333,6 +334,16 @@ class Torture:
 
     after_standby = after_restore
 
+    def before_pause(self):
+        return self.warm("pauses", idle="checkpoint", replicas={"min": 0, "max": 4, "keep_warm": "0s"})
+
+    def walk_pause(self, pod):
+        for _ in range(2):
+            pod.get()
+            wait_or_none(lambda: self.mark.exists() or self.daemon.replicas(pod.name, "paused"), REACHED_S)
+
+    after_pause = after_restore
+
     def before_hook(self):
         pod = self.fresh("hooks", checkpoint={"before_checkpoint": ["python3", "-S", "-c", "pass"], "after_restore": ["python3", "-S", "-c", "pass"]})
         pod.go()
@@ -439,7 +450,7 @@ class Torture:
         return {row["id"] for row in self.daemon.api("GET", "/v1/checkpoints")}
 
 
-STATES = ("preparing", "starting", "warming", "checkpointing", "restoring", "validating", "standby", "ready", "draining", "stopping", "stopped", "failed")
+STATES = ("preparing", "starting", "warming", "checkpointing", "restoring", "validating", "standby", "ready", "pausing", "paused", "draining", "stopping", "stopped", "failed")
 
 
 def wait_or_none(predicate, timeout):

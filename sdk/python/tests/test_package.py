@@ -131,7 +131,7 @@ class Pods(unittest.TestCase):
             {"mounts": ["/a:/"]}, {"mounts": ["/a:/opt/thaw/python"]}, {"mounts": ["/a:/proc"]}, {"user": ""}, {"workdir": "app"}, {"min_replicas": -1}, {"min_replicas": 1001}, {"max_replicas": 0},
             {"min_replicas": 3, "max_replicas": 2}, {"keep_warm": "long"}, {"checkpoint_enabled": "yes"}, {"checkpoint_condition": "http"},
             {"checkpoint_condition": http}, {"checkpoint_condition": http("/x")}, {"checkpoint_condition": lambda: True}, {"checkpoint_timeout": 0},
-            {"checkpoint_on_timeout": "retry"}, {"checkpoint_verify": 1}, {"checkpoint_memory": "fast"}, {"stop_grace": "2h"}, {"args": "x"}, {"network": "host"}, {"links": "a"}, {"links": ["A"]},
+            {"checkpoint_on_timeout": "retry"}, {"checkpoint_verify": 1}, {"checkpoint_memory": "fast"}, {"stop_grace": "2h"}, {"idle": "sleep"}, {"idle": 1}, {"args": "x"}, {"network": "host"}, {"links": "a"}, {"links": ["A"]},
             {"routes": ["/"]}, {"routes": [{"hostname": "x"}]}, {"ports": [{"host": 1}]}, {"ports": [{"container": 1, "proto": "http"}]}, {"scale_down_delay": "x"}, {"concurrency": 0},
             {"standby": -1}, {"standby_warm": 1}, {"ready": 3}, {"alive": {"every": 1}}, {"alive": {"probe": notify(), "every": 0}}, {"alive": {"probe": notify(), "failures": 0}},
             {"before_checkpoint": ["x"]}, {"after_restore": "x", "checkpoint_condition": notify()}, {"client": "unix:/x"},

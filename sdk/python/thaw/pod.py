@@ -321,6 +321,7 @@ class Pod:
         checkpoint_memory: str = "lazy",
         before_checkpoint: Optional[Sequence[str]] = None,
         after_restore: Optional[Sequence[str]] = None,
+        idle: Optional[str] = None,
         stop_grace: values.Duration = "10s",
         client: Optional[Client] = None,
     ) -> None:
@@ -361,6 +362,7 @@ class Pod:
         self.standby_warm = None if standby_warm is None else values.flag("standby_warm", standby_warm)
         self.ready = None if ready is None else conditions.as_condition(ready, "use ready")
         self.alive = None if alive is None else _alive(alive)
+        self.idle = None if idle is None else values.choice("idle", idle, ("stop", "freeze", "checkpoint"))
         self.condition = None if checkpoint_condition is None else conditions.as_condition(checkpoint_condition)
         if self.condition is not None and self.condition.needs_port() and not self.ports:
             raise InvalidError("use checkpoint_condition", repr(self.condition), "it names no port, and the pod has no ports", "give the pod ports=[8000], or the condition a port")
@@ -434,7 +436,7 @@ class Pod:
                                 "concurrency": self.concurrency, "standby": self.standby, "standby_warm": self.standby_warm}),
             "args": self.args, "network": self.network, "links": self.links, "routes": self.routes,
             "ready": self.ready and self.ready.to_spec(), "alive": self.alive and {**self.alive, "probe": self.alive["probe"].to_spec()},
-            "stop_grace": self.stop_grace,
+            "idle": self.idle, "stop_grace": self.stop_grace,
             "command": self.entrypoint or built.command, "user": self.user or built.user, "workdir": self.workdir or built.workdir,
             "resources": _given({"cpu": self.cpu, "memory": self.memory, "pids": self.pids, "gpu": self.gpu}),
         }  # fmt: skip
@@ -538,7 +540,7 @@ class Pod:
         def ready() -> Optional[str]:
             """None, or what is missing."""
             wanted = self.client.get(self._path)["desired"]
-            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in (*_ENDED, "standby", "draining", "stopping")]
+            rows = [row for row in self.client.get("/v1/replicas", pod=self.name) if not row["proof"] and row["state"] not in (*_ENDED, "standby", "pausing", "paused", "draining", "stopping")]
             mine = [row for row in rows if row["version"] == version and row["state"] == "ready"]
             return None if len(mine) == wanted == len(rows) else f"{len(mine)} of {wanted} replicas are ready"
 

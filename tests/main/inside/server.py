@@ -21,6 +21,7 @@ from calls import calls
 
 CTL = "/ctl"
 held = []
+counted = 0
 
 
 def identity():
@@ -207,6 +208,15 @@ def view():
 # --- serving ------------------------------------------------------------------------------------
 
 
+def count():
+    """Counts in memory, and in a file of its own."""
+    global counted
+    counted += 1
+    with open("/counted", "a", encoding="utf-8") as file:
+        file.write(f"{counted}\n")
+    return {"count": counted, "file": len(read("/counted").split())}
+
+
 def answer(connection, peer):
     with connection:
         data = b""
@@ -223,6 +233,8 @@ def answer(connection, peer):
                     "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(), "argv": sys.argv}  # fmt: skip
         elif words[0] == "view":
             body = view()
+        elif words[0] == "count":
+            body = {**count(), "identity": identity()}
         elif words[0] == "draw":
             body = {"number": random.getrandbits(64)}
         elif words[0] == "reseed":
