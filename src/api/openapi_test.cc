@@ -7,6 +7,7 @@
 #include "api/memory_backend.h"
 #include "api/routes.h"
 #include "api/server.h"
+#include "util/source_dir.h"
 
 namespace thaw::api {
 namespace {

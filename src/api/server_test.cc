@@ -13,6 +13,7 @@
 #include "api/frames.h"
 #include "api/memory_backend.h"
 #include "api/unreachable.h"
+#include "util/source_dir.h"
 #include "util/version.h"
 
 namespace thaw::api {

@@ -10,6 +10,7 @@
 #include "cli/completion.h"
 #include "cli/deploy_spec.h"
 #include "cli/parser.h"
+#include "util/source_dir.h"
 
 namespace thaw::cli {
 namespace {

@@ -13,6 +13,7 @@
 #include "util/error.h"
 #include "util/file.h"
 #include "util/process.h"
+#include "util/source_dir.h"
 
 namespace thaw::pods {
 namespace {

@@ -8,6 +8,7 @@
 
 #include "util/error.h"
 #include "util/file.h"
+#include "util/source_dir.h"
 
 namespace thaw::pods {
 namespace {
