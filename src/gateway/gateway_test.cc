@@ -954,6 +954,34 @@ TEST_F(GatewayTest, DrainWaitsForTheLastConnection) {
   EXPECT_TRUE(drained(gateway, "unknown", 0));
 }
 
+TEST_F(GatewayTest, WhatAReplicaThatLeavesHasCallsForNoOther) {
+  int called = 0;
+  Gateway gateway({}, [&](const std::string&) { ++called; });
+  std::uint16_t port = publish(gateway);
+  Server server(netns, echo);
+  gateway.open_gate("web", "r1", netns);
+  Fd stays = connect_to(port), ends = connect_to(port);
+  for (const Fd* client : {&stays, &ends}) {
+    say(*client, "x");
+    EXPECT_EQ(hear(*client, 1), "x");
+  }
+  EXPECT_EQ(gateway.need("web", kPatienceUs).now, 1);
+  gateway.close_gate("web", "r1");
+  EXPECT_EQ(gateway.need("web", kPatienceUs).peak, 0);
+  end_sending(ends);
+  EXPECT_EQ(hear(ends), "");
+  EXPECT_EQ(gateway.in_flight("r1"), 1);
+  EXPECT_EQ(gateway.need("web", kPatienceUs).now, 0);
+  EXPECT_EQ(called, 0);
+  // A replica that comes back has them as ever.
+  gateway.open_gate("web", "r1", netns);
+  EXPECT_EQ(gateway.need("web", kPatienceUs).now, 1);
+  end_sending(stays);
+  EXPECT_EQ(hear(stays), "");
+  EXPECT_TRUE(drained(gateway, "r1", kPatienceUs));
+  EXPECT_EQ(gateway.need("web", kPatienceUs).now, 0);
+}
+
 TEST_F(GatewayTest, WhatIsOnlyKeptForANextRequestDoesNotHoldUpADrain) {
   Gateway gateway({.quiet_us = 100'000});
   std::uint16_t port =

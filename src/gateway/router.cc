@@ -217,6 +217,7 @@ void Router::open_gate(const std::string& pod_name, const std::string& id, Fd ne
   else
     let_go(pod);  // the replica is its user already
   Replica& replica = known->second;
+  pod.leaving -= replica.in_flight;
   replica.serial = ++serial_;
   replica.netns = std::move(netns);
   replica.offer = std::move(offer);
@@ -239,9 +240,11 @@ void Router::close_gate(const std::string& pod, const std::string& id) {
 void Router::close_gate(Replica& replica) {
   if (!replica.open) return;
   replica.open = false;
+  replica.pod.leaving += replica.in_flight;
   std::erase(replica.pod.ready, &replica);
   for (Connection* connection : connections_where([&](auto& c) { return c.replica() == &replica; }))
     connection->replica_leaves();
+  replica.pod.peak = replica.pod.need_of(replica.pod.demanding());
   forget_if_done(replica);
 }
 
@@ -288,6 +291,7 @@ Replica* Router::pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>
 }
 
 void Router::release(Replica& replica) {
+  if (!replica.open) --replica.pod.leaving;
   if (--replica.in_flight > 0) return;
   for (const Fd& event : std::exchange(replica.waiters, {})) signal_event(event);
   forget_if_done(replica);
@@ -378,7 +382,7 @@ void Router::add(std::unique_ptr<Connection> connection) {
 }
 
 void Router::traffic_changed(Pod& pod) {
-  std::int64_t connections = pod.traffic.held + pod.traffic.active;
+  std::int64_t connections = pod.demanding();
   if (connections == 0) pod.idle_since_us = loop.now_us();
   int now = pod.need_of(connections);
   pod.peak = std::max(pod.peak, now);
@@ -395,12 +399,14 @@ Need Router::need(const std::string& name, std::int64_t quiet_us) {
   Pod& pod = found->second;
   Need need;
   std::int64_t at_rest = 0, moved_us = pod.idle_since_us;
-  for (Connection* connection : connections_where([&](auto& c) { return &c.pod() == &pod; }))
+  // Those of replicas that leave are not among the demanding already.
+  for (Connection* connection : connections_where(
+           [&](auto& c) { return &c.pod() == &pod && c.replica() && c.replica()->open; }))
     if (auto since = connection->at_rest_since(); since && *since <= loop.now_us() - quiet_us) {
       ++at_rest;
       moved_us = std::max(moved_us, *since);
     }
-  need.now = pod.need_of(pod.traffic.held + pod.traffic.active - at_rest);
+  need.now = pod.need_of(pod.demanding() - at_rest);
   need.held = pod.need_of(pod.traffic.held);
   need.peak = std::max(std::exchange(pod.peak, need.now), need.now);
   need.idle_since_us = moved_us;

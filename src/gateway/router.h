@@ -74,10 +74,13 @@ struct Pod {
   std::vector<Replica*> ready;  // with the gate open
   std::string trouble;          // why there is none
   PodTraffic traffic;
+  std::int64_t leaving = 0;  // of the active ones, with replicas that only finish what they have
   int concurrency = 100;
   int announced = 0;  // the need that was told last
   int peak = 0;
   std::int64_t idle_since_us = 0;
+  // What a replica that leaves has calls for no other one.
+  std::int64_t demanding() const { return traffic.held + traffic.active - leaving; }
   int need_of(std::int64_t connections) const {
     return static_cast<int>((connections + concurrency - 1) / concurrency);
   }
