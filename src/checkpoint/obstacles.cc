@@ -1,7 +1,11 @@
 #include "checkpoint/obstacles.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+
+#include <fstream>
+#include <set>
 
 #include "util/file.h"
 
@@ -32,19 +36,50 @@ std::string obstacle_of(const std::string& link, const std::string& target) {
   return target;
 }
 
+// Of all of them: one that has a root of its own sees only what is below that. Each line of
+// mountinfo begins with a mount's number.
+std::set<std::uint64_t> mounts_of(const std::vector<int>& pids) {
+  std::set<std::uint64_t> found;
+  for (int pid : pids) {
+    std::ifstream lines("/proc/" + std::to_string(pid) + "/mountinfo");
+    for (std::string line; std::getline(lines, line);) found.insert(std::stoull(line));
+  }
+  return found;
+}
+
+// CRIU looks these two up among the mounts, and does not find one that was unmounted under the
+// process.
+std::string lost_place_of(const std::string& process, const std::set<std::uint64_t>& mounts) {
+  for (auto [name, what] : {std::pair("/root", "root"), std::pair("/cwd", "working directory")}) {
+    struct statx info;
+    if (::statx(AT_FDCWD, (process + name).c_str(), 0, STATX_MNT_ID, &info) == 0 &&
+        !mounts.contains(info.stx_mnt_id))
+      return fmt::format("its {} on mount {}, which is not among the container's", what,
+                         info.stx_mnt_id);
+  }
+  return {};
+}
+
+std::string name_of(const std::string& process) {
+  return exists(process + "/comm") ? trim(read_file(process + "/comm")) : "?";
+}
+
 }  // namespace
 
 std::string find_obstacle(const std::vector<int>& pids) {
+  std::set<std::uint64_t> mounts = mounts_of(pids);
   for (int pid : pids) {
     std::string process = "/proc/" + std::to_string(pid);
+    std::string lost = lost_place_of(process, mounts);
+    if (!lost.empty()) return fmt::format("process {} ({}) has {}", pid, name_of(process), lost);
     std::error_code error;
     for (std::filesystem::directory_iterator at(process + "/fd", error), end; !error && at != end;
          at.increment(error)) {
       std::error_code closed;
       std::string what = obstacle_of(at->path(), std::filesystem::read_symlink(at->path(), closed));
       if (what.empty()) continue;
-      std::string name = exists(process + "/comm") ? trim(read_file(process + "/comm")) : "?";
-      return fmt::format("process {} ({}) has {} open, which CRIU cannot dump", pid, name, what);
+      return fmt::format("process {} ({}) has {} open, which CRIU cannot dump", pid,
+                         name_of(process), what);
     }
   }
   return {};

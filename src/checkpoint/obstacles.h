@@ -8,8 +8,9 @@
 
 namespace thaw::checkpoint {
 
-// One sentence about the first descriptor of these processes that CRIU cannot dump; empty when
-// there is none. Processes that are gone are passed over.
+// One sentence about the first of these processes that CRIU cannot dump: it has a descriptor of a
+// kind that CRIU does not know, or its root or working directory is on no mount that it has. Empty
+// when there is none. Processes that are gone are passed over.
 std::string find_obstacle(const std::vector<int>& pids);
 
 }  // namespace thaw::checkpoint
