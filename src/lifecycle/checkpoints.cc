@@ -686,7 +686,7 @@ bool Checkpoints::finish(Job& job) {
   checkpoint::seal(manifest, ticket.directory, key_);
   fault_point("seal.written");
   if (!database_.lease_holds("dump-" + plan.fingerprint, ticket.token)) {
-    fail(ticket, "the dump took longer than its lease, another replica has taken over", false);
+    fail(ticket, "another dump of this version has begun meanwhile", false);
     return true;
   }
   bool removed = false;

@@ -99,6 +99,17 @@ void set_capabilities(int socket, std::uint64_t keep) {
   if (::syscall(SYS_capset, &header, data) != 0) give_up(socket, "set capabilities");
 }
 
+// A restored container has a time namespace of its own, in which its clocks go on from the dump. A
+// process with another one could be dumped with it, but never restored: CRIU has one for each tree.
+int namespaces_of(int pid) {
+  int wanted = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC;
+  struct stat own, its;
+  if (::stat("/proc/self/ns/time", &own) == 0 &&
+      ::stat(fmt::format("/proc/{}/ns/time", pid).c_str(), &its) == 0 && own.st_ino != its.st_ino)
+    wanted |= CLONE_NEWTIME;
+  return wanted;
+}
+
 // Before the container can see the process: nothing in it that is ours may be reached through
 // /proc/PID, by ptrace or by pidfd_getfd, which its programs may use on each other. What is left
 // are standard descriptors, the report's socket and the container's pidfd, at fixed numbers.
@@ -200,6 +211,8 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
   sock_fprog filter{static_cast<unsigned short>(program.size()),
                     const_cast<sock_filter*>(program.data())};
 
+  int namespaces = namespaces_of(init_pid);
+
   sigset_t all, before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -213,8 +226,7 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
     // the shim's child.
     shut_off(socket, init.get(), given, limits, oom_score_adj.c_str());
     socket = kSocket;
-    if (::setns(kInit, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC) != 0)
-      give_up(socket, "enter namespaces");
+    if (::setns(kInit, namespaces) != 0) give_up(socket, "enter namespaces");
     ::close(kInit);
     Report report;
     report.pid = static_cast<int>(::syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0));

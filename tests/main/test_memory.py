@@ -111,11 +111,15 @@ def test_a_lazy_replica_is_dumped_whole(daemon):
     daemon.cli("stop", first["id"])
     pod.wait_event("replica.stopped", replica=first["id"])
     asked = daemon.last_event()
+    # What a session leaves behind is one of the program's own processes from then on, in all of its namespaces.
+    leave = "setsid sh -c 'touch /tmp/left; exec sleep 100000' </dev/null >/dev/null 2>&1 & until [ -e /tmp/left ]; do sleep 0.01; done"
+    daemon.exec(row["id"], "sh", "-c", leave)
     made = daemon.cli_json("checkpoint", "create", pod.name, "--json")
     equal(made["status"], "available", "the second checkpoint")
     daemon.scale(pod.name, 0)
     row = daemon.scale(pod.name, 1)[0]
     equal(row["started_from"], made["id"], "what the next one starts from")
+    check("sleep\n" in daemon.exec(row["id"], "ps", "-eo", "comm="), "what the session left behind was not restored")
     all_pages(daemon, row)
     no_wrong_byte(pod)
     equal(pod.events("replica.fallback", after=asked), [], "fallbacks")
