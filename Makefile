@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup setup-build rootfs test torture fuzz unit demo bench fmt lint asan install clean help
+.PHONY: all setup setup-build rootfs test torture soak fuzz unit demo bench fmt lint asan install clean help
 
 all: setup-build ## build into build/release (the default)
 	@test -e $(release)/build.ninja || cmake --preset release
@@ -42,6 +42,9 @@ test: setup all rootfs ## build, then run every test (TESTS=regex: only those)
 
 torture: setup all rootfs ## kill everything at every step, stop in the middle, fuzz; the figures at the end (STEPS="word …": only those)
 	@THAW_BINARY=$(CURDIR)/$(release)/thaw scripts/torture $(STEPS)
+
+soak: setup all rootfs ## scale and deploy under load for 20 minutes, no request may fail (SOAK="--calls 100 --seconds 60 --bursts 5")
+	@THAW_BINARY=$(CURDIR)/$(release)/thaw scripts/soak $(SOAK)
 
 fuzz: setup-build ## fuzz the parsers, SECONDS each (default 60)
 	@scripts/fuzz --seconds $(or $(SECONDS),60)

@@ -50,6 +50,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_CHILD_SUBREAPER = 36
 MNT_DETACH = 2
 CLONE_NEWNET = 0x40000000
+SPARE_PIPE = 256 << 10  # bytes of a pipe that moves clients' bytes (src/gateway/relay.h)
 SETTLE_S = 60  # the longest a daemon may take to be at rest again
 # These end a checkpoint's way for good or ill.
 SETTLED = ("available", "failed", "restore_failed", "deleted")
@@ -557,6 +558,8 @@ class Daemon:
                 target = os.readlink(f"/proc/{self.pid}/fd/{name}")
                 if target.startswith(str(self.data / "thaw.db")):
                     continue  # SQLite opens its files when one of the two connections first needs them
+                if target.startswith("pipe:") and _pipe_size(f"/proc/{self.pid}/fd/{name}") == SPARE_PIPE:
+                    continue  # the gateway keeps some for the next bodies
                 found["descriptors: " + re.sub(r"\[?\d+\]?", "N", target.replace(str(self.data), "DATA"))] += 1
         found["threads"] = len(os.listdir(f"/proc/{self.pid}/task"))
         return found
@@ -675,6 +678,14 @@ def _read(path):
         return pathlib.Path(path).read_bytes()
     except OSError:
         return b""
+
+
+def _pipe_size(path):
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return fcntl.fcntl(pipe, 1032)  # F_GETPIPE_SZ
+    finally:
+        os.close(pipe)
 
 
 def _pids():

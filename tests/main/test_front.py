@@ -120,7 +120,7 @@ def wait_connections(daemon, pod, state, count):
 def test_bounds():
     """Settings bound what is held; an HTTP client hears why, others are reset."""
     port = thawtest.free_port()
-    with thawtest.Daemon("--front", f"127.0.0.1:{port}", "--hold-connections", "3", "--hold-time", "2s") as daemon:
+    with thawtest.Daemon("--front", f"127.0.0.1:{port}", "--hold-connections", "3", "--hold-time", "2s", "--hold-bytes", "64KiB") as daemon:
         deploy(daemon, "a", wait=False, routes=[{}], replicas={"min": 0, "max": 1})
         daemon.cli("stop", "a")  # or the first client would start a replica
         front = Front(port)
@@ -136,8 +136,11 @@ def test_bounds():
                   [(503, "10", b"no replica of pod a became ready in time\n"),
                    (503, "2", b"pod a has no replica for more clients, and as many as may wait do so\n")], "answers past the bounds")  # fmt: skip
             equal(sorted(headers["Retry-After"] for _, headers, _ in answers), ["10", "10", "10", "2", "2"], "how many were held")
-        plain = Front(daemon.port("a", 9000)).connect()
-        equal(raw(plain, b"x"), b"<reset>", "a client of another port")
+        status, headers, body = published.ask("/seen", method="POST", body=bytes(100_000))
+        equal((status, headers["Retry-After"], body), (503, "2", b"pod a has no ready replica, and waiting clients have sent too much\n"), "too much is held")
+        for sent in (b"x", bytes(100_000)):
+            plain = Front(daemon.port("a", 9000)).connect()
+            equal(raw(plain, sent), b"<reset>", "a client of another port")
         status, headers, body = front.ask("/seen", method="HEAD")
         equal((status, headers["Retry-After"], body), (503, "10", b""), "answer to HEAD")
 

@@ -13,45 +13,6 @@ from thawtest import check, equal, wait_for
 PORT = thawtest.free_port()
 
 
-class Load:
-    """Clients that ask all the time, at the published port and at the shared one, with a connection for each request. None may fail."""
-
-    def __init__(self, published, clients=6):
-        self.ports = [published, PORT]
-        self.over = threading.Event()
-        self.errors, self.answered, self.replicas = [], 0, set()
-        self.lock = threading.Lock()
-        self.threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(clients)]
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind, *_):
-        self.over.set()
-        for thread in self.threads:
-            thread.join(60)
-        if kind is None:
-            equal(self.errors[:3], [], f"errors among {self.answered} answers")
-            check(self.answered > 20, f"only {self.answered} requests were made")
-
-    def ask(self, number):
-        while not self.over.is_set():
-            try:
-                seen, _ = traffic.Front(self.ports[number % 2]).seen(timeout=60)
-                with self.lock:
-                    self.answered += 1
-                    self.replicas.add(seen["identity"]["replica"])
-            except Exception as error:  # whatever it is, it is a failed request
-                self.errors.append(f"{time.time():.3f} {error!r}")
-
-
-def settle(daemon, version):
-    """Until only replicas of this version are left."""
-    wait_for(lambda: {row["version"] for row in daemon.replicas("a")} == {version}, f"version {version} is alone", timeout=90)
-
-
 def test_versions(daemon):
     """A version with another port, one that takes its time, one that cannot run: clients notice none of it."""
     host, side = thawtest.free_port(), thawtest.free_port()
@@ -61,14 +22,14 @@ def test_versions(daemon):
         return [{"container": container, "host": host, "protocol": "http"}, *more]
 
     traffic.deploy(daemon, "a", **base, ports=ports(8000, {"container": 9000, "host": side}), checkpoint={})
-    with Load(host) as load:
+    with traffic.Load(host, PORT) as load:
         version = daemon.api("GET", "/v1/pods/a")["version"]
         slow = {"STARTS_IN": "3"}
         traffic.deploy(daemon, "a", **base, wait=False, ports=ports(8001), checkpoint={}, command=["python3", "-S", "-E", "/app/traffic.py", "8001"], env=slow)
         # What the new version does not have is there as long as the old one serves.
         with contextlib.closing(traffic.Front(side).connect()) as client:
             equal(client.makefile("rb").readline(), b"10.77.0.1\n", "answer at a port of the old version")
-        settle(daemon, version + 1)
+        traffic.settle(daemon, "a", version + 1)
         wait_for(lambda: refused(side), "the old version's port is closed")
         check(len(load.replicas) > 1, f"only {load.replicas} answered")
         # One that cannot run leaves the old one serving; the next takes over from there.
@@ -76,7 +37,7 @@ def test_versions(daemon):
         daemon.wait_event(lambda e: e["type"] == "pod.crash_loop", "the broken version crashes", 0, "a")
         equal({row["version"] for row in daemon.replicas("a", "ready")}, {version + 1}, "versions that serve")
         traffic.deploy(daemon, "a", **base, wait=False, ports=ports(8000))
-        settle(daemon, version + 3)
+        traffic.settle(daemon, "a", version + 3)
 
 
 def test_the_old_version_keeps_its_strength(daemon):
@@ -110,10 +71,31 @@ def test_scaling(daemon):
     host = thawtest.free_port()
     traffic.deploy(daemon, "a", routes=[{}], ports=[{"container": 8000, "host": host, "protocol": "http"}], checkpoint={"when": {"tcp": 8000}})
     daemon.wait_checkpoint("a")
-    with Load(host):
+    with traffic.Load(host, PORT):
         for count in (3, 1, 4, 2, 0, 3, 0, 1):
             daemon.scale("a", count, wait=False)
             time.sleep(0.7)
+
+
+def test_who_leaves(daemon):
+    """Scaling down takes the replica that has the least to finish, though another is younger; a connection that is kept open keeps its replica."""
+    traffic.deploy(daemon, "a", replicas={"min": 2, "max": 2})
+    older, younger = (row["id"] for row in daemon.replicas("a", "ready"))
+    front = traffic.Front(daemon.port("a", 8000))
+    with contextlib.ExitStack() as stack:
+
+        def who(connection):
+            connection.request("GET", "/seen")
+            return traffic.json.loads(connection.getresponse().read())["identity"]["replica"]
+
+        clients = [stack.enter_context(contextlib.closing(front.connection())) for _ in range(2)]
+        found = {who(client): client for client in clients}
+        equal(set(found), {older, younger}, "who has one of two connections")
+        found[older].close()
+        wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"] == 1, "one connection is left")
+        daemon.scale("a", 1)
+        equal([row["id"] for row in daemon.replicas("a", "ready")], [younger], "who is left")
+        equal(who(found[younger]), younger, "who answers on the connection that was kept")
 
 
 def test_drain(daemon):

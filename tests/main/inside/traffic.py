@@ -8,6 +8,8 @@
 /cut          fewer bytes than it promised
 /hang         nothing, until the client goes
 /upgrade      101, and then every byte comes back
+
+HOLDS: landlock (a ruleset, which CRIU cannot dump). LEAVES: the first request after a restore ends it.
 """
 
 import hashlib
@@ -52,6 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_GET(self):
+        if "LEAVES" in os.environ and os.path.exists("/run/thaw/restored"):
+            os._exit(3)
         name, _, value = self.path.split("?")[0].strip("/").partition("/")
         if name == "echo":
             self.send_response(200)
@@ -133,6 +137,10 @@ def echo(client, peer):
     client.close()
 
 
+if os.environ.get("HOLDS") == "landlock":
+    import ctypes
+
+    ruleset = ctypes.CDLL(None).syscall(444, (ctypes.c_uint64 * 1)(1), 8, 0)
 time.sleep(float(os.environ.get("STARTS_IN", 0)))
 threading.Thread(target=tell_who, daemon=True).start()
 print("serving", flush=True)

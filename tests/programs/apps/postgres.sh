@@ -2,6 +2,7 @@
 set -e
 export PATH=/usr/lib/postgresql/15/bin:$PATH PGDATA=/var/lib/postgresql/thaw PGHOST=/tmp PGUSER=postgres
 initdb --auth trust --no-sync --no-locale --encoding UTF8 >/dev/null
+echo "host all all all trust" >>"$PGDATA/pg_hba.conf"
 postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c shared_buffers=16MB -c max_connections=20 &
 until pg_isready -q; do sleep 0.05; done
 psql -q -v ON_ERROR_STOP=1 postgres <<EOS
