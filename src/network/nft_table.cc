@@ -1,5 +1,6 @@
 #include "network/nft_table.h"
 
+#include <dlfcn.h>
 #include <nftables/libnftables.h>
 
 #include "network/layout.h"
@@ -105,14 +106,41 @@ table inet {table} {{
       fmt::arg("link_port", kLinkPort), fmt::arg("pattern", interface_pattern(instance)));
 }
 
+// libnftables and the five libraries it brings are loaded when the daemon needs them and not with
+// the program, or every command and shim would wait for them.
+class Libnftables {
+ public:
+  Libnftables() : handle_(::dlopen("libnftables.so.1", RTLD_NOW | RTLD_LOCAL)) {
+    if (!handle_) fail();
+  }
+  template <typename Function>
+  Function* get(const char* name) const {
+    void* symbol = ::dlsym(handle_, name);
+    if (!symbol) fail();
+    return reinterpret_cast<Function*>(symbol);
+  }
+
+ private:
+  [[noreturn]] static void fail() {
+    throw Error(Code::kUnsupported, "load", "libnftables.so.1", ::dlerror(),
+                "install the package libnftables1");
+  }
+  void* handle_;
+};
+
 // Empty when it worked, otherwise nft's own message.
 std::string run_nft(const std::string& commands) {
-  std::unique_ptr<nft_ctx, void (*)(nft_ctx*)> context(nft_ctx_new(NFT_CTX_DEFAULT), nft_ctx_free);
+  Libnftables nft;
+  std::unique_ptr<nft_ctx, void (*)(nft_ctx*)> context(
+      nft.get<decltype(nft_ctx_new)>("nft_ctx_new")(NFT_CTX_DEFAULT),
+      nft.get<decltype(nft_ctx_free)>("nft_ctx_free"));
   if (!context) throw Error(Code::kExhausted, "start libnftables", "", "out of memory");
-  nft_ctx_buffer_output(context.get());
-  nft_ctx_buffer_error(context.get());
-  if (nft_run_cmd_from_buffer(context.get(), commands.c_str()) == 0) return {};
-  const char* text = nft_ctx_get_error_buffer(context.get());
+  nft.get<decltype(nft_ctx_buffer_output)>("nft_ctx_buffer_output")(context.get());
+  nft.get<decltype(nft_ctx_buffer_error)>("nft_ctx_buffer_error")(context.get());
+  auto* run = nft.get<decltype(nft_run_cmd_from_buffer)>("nft_run_cmd_from_buffer");
+  if (run(context.get(), commands.c_str()) == 0) return {};
+  auto* reason = nft.get<decltype(nft_ctx_get_error_buffer)>("nft_ctx_get_error_buffer");
+  const char* text = reason(context.get());
   std::string message = trim(text ? text : "");
   return message.empty() ? "nft gave no reason" : message;
 }
