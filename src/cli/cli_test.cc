@@ -273,5 +273,47 @@ TEST(Completion, CompletesInBash) {
   EXPECT_EQ(complete("thaw completion f", 2), "fish");
 }
 
+// As people type it: in a zsh with a terminal of its own. It ends when what is expected appears.
+TEST(Completion, CompletesInZsh) {
+  auto appears = [](const std::string& typed, const std::string& expected) {
+    auto result = thaw::run({"zsh", "-fc", R"(
+zmodload zsh/zpty
+zpty z zsh -fi
+zpty -w z "PS1=; fpath=($1 \$fpath); autoload -Uz compinit; compinit -uD; thaw() { print web; print wide }; print set''up"
+zpty -r z out '*setup*'
+zpty -wn z "$2"$'\t'
+zpty -r z out "*$3*")",
+                             "zsh", std::string(THAW_SOURCE_DIR) + "/completions", typed, expected},
+                            Deadline::after_ms(10'000));
+    EXPECT_TRUE(result.ok()) << typed << ": " << result.why();
+  };
+  appears("thaw che", "thaw checkpoint");
+  appears("thaw checkpoint i", "thaw checkpoint inspect");
+  appears("thaw scale w", "web*wide");
+  appears("thaw events --pod we", "--pod web");
+  appears("thaw daemon --log-format j", "--log-format json");
+  appears("thaw ps --a", "thaw ps --all");
+  appears("thaw completion f", "thaw completion fish");
+}
+
+TEST(Completion, CompletesInFish) {
+  auto complete = [](const std::string& typed) {
+    auto result = thaw::run({"fish", "--no-config", "-c",
+                             "function thaw; echo web; echo wide; end; source $argv[1]; "
+                             "complete -C $argv[2] | cut -f1",
+                             std::string(THAW_SOURCE_DIR) + "/completions/thaw.fish", typed},
+                            Deadline::after_ms(10'000));
+    EXPECT_TRUE(result.ok()) << result.why();
+    return trim(result.out);
+  };
+  EXPECT_EQ(complete("thaw che"), "checkpoint");
+  EXPECT_EQ(complete("thaw checkpoint i"), "inspect");
+  EXPECT_EQ(complete("thaw scale w"), "web\nwide");
+  EXPECT_EQ(complete("thaw events --pod we"), "web");
+  EXPECT_EQ(complete("thaw daemon --log-format j"), "json");
+  EXPECT_EQ(complete("thaw ps --a"), "--all");
+  EXPECT_EQ(complete("thaw completion f"), "fish");
+}
+
 }  // namespace
 }  // namespace thaw::cli
