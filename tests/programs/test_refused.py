@@ -1,6 +1,10 @@
 """What CRIU cannot dump: the dump fails and says why, the pod serves on, the next replica starts cold."""
 
+import contextlib
+import os
+import socket
 import subprocess
+import threading
 
 import thawtest
 from roundtrip import APPS, Program, deploy, round_trip
@@ -48,6 +52,53 @@ def test_landlock(daemon):
     equal(original.refresh()["state"], "ready", "the original's state")
     equal(original.row["pid"], daemon.replicas(pod.name)[0]["pid"], "the original's process")
     daemon.remove(pod.name)
+
+
+HOLDS_A_DEVICE = r"""
+import http.server, socket
+with socket.socket(socket.AF_UNIX) as giver:
+    giver.connect("/giver/socket")
+    device = socket.recv_fds(giver, 1, 1)[1][0]
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'"ok"')
+http.server.HTTPServer(("", 8000), Handler).serve_forever()
+"""
+
+
+def test_device(daemon):
+    """A program can open no device of the host, but it can be handed one."""
+    folder = daemon.data / "giver"
+    folder.mkdir()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen()
+
+        def give():
+            with contextlib.suppress(OSError):  # until it is closed
+                while True:
+                    client = listener.accept()[0]
+                    device = os.open("/dev/fuse", os.O_RDWR)
+                    socket.send_fds(client, [b"x"], [device])
+                    os.close(device)
+                    client.close()
+
+        giver = threading.Thread(target=give)
+        giver.start()
+        pod = Program("device", ["python3", "-c", HOLDS_A_DEVICE])
+        deploy(daemon, pod, mounts=[{"source": str(folder), "target": "/giver"}])
+        row = daemon.wait_checkpoint(pod.name, status="failed")
+        check("/dev/fuse" in row["reason"], f"the reason does not name it: {row['reason']}")
+        replicas = daemon.scale(pod.name, 2)
+        equal([r["started_from"] for r in replicas], ["cold"] * 2, "how the replicas started")
+        for replica in replicas:
+            equal(daemon.http(replica, "/"), '"ok"', "a replica's answer")
+        equal(daemon.http_published(pod.name, "/"), '"ok"', "the answer through the published port")
+        daemon.remove(pod.name)
+        listener.shutdown(socket.SHUT_RDWR)
+        giver.join()
 
 
 def test_the_same_without(daemon):
