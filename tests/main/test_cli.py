@@ -25,7 +25,7 @@ PROGRAM = "import http.server\nprint('begun', flush=True)\nhttp.server.HTTPServe
 def spec(name, **more):
     return {
         "name": name, "rootfs": rootfs("example"), "command": ["python3", "-u", "-c", PROGRAM], "ports": [8000], "replicas": {"min": 1, "max": 4},
-        "stop_grace": "1s", **more,
+        "stop_grace": "0s", **more,
     }  # fmt: skip
 
 

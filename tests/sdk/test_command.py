@@ -22,7 +22,7 @@ def project(daemon, name):
     equal(sorted(os.listdir(folder)), [".thawignore", "app.py", "server.py"], "what init writes")
     app = folder / "app.py"
     text = app.read_text().replace('Image.debian("bookworm").apt("python3")', f"Image.from_rootfs({os.environ['TEST_ROOTFS']!r}, link=True)")
-    app.write_text(text.replace("ports=[8000],", "ports=[8000], stop_grace=1,"))
+    app.write_text(text.replace("ports=[8000],", "ports=[8000], stop_grace=0,"))
     (folder / "server.py").write_text((folder / "server.py").read_text().replace("time.sleep(5)", "pass"))
     return folder
 

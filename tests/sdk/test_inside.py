@@ -19,7 +19,7 @@ _found.loader.exec_module(main_common)
 
 def deploy(daemon, name, command, condition, add=SERVERS, wait=True, **more):
     pod = thaw.Pod(name, base().add(str(add)), entrypoint=command, ports=[8000], min_replicas=1, max_replicas=2, checkpoint_condition=condition,
-                   stop_grace=3, client=client(daemon), **more)  # fmt: skip
+                   stop_grace=0, client=client(daemon), **more)  # fmt: skip
     pod.deploy(wait=wait, timeout=90)
     return pod
 

@@ -44,7 +44,7 @@ def hangs() -> bool:
 
 pod = Pod(
     name="life", image=Image.from_rootfs(os.environ.get("TEST_ROOTFS", "/"), link=True).add(str(pathlib.Path(__file__).parent)).env(MODE="test"),
-    entrypoint=["python3", "-m", "app"], ports=[8000], memory="512MiB", min_replicas=1, max_replicas=3, checkpoint_condition=warm, stop_grace=3,
+    entrypoint=["python3", "-m", "app"], ports=[8000], memory="512MiB", min_replicas=1, max_replicas=3, checkpoint_condition=warm, stop_grace=0,
 )  # fmt: skip
 
 
