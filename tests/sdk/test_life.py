@@ -1,10 +1,13 @@
 """A pod's whole life through the Python package, against a real daemon: deployed from a file, warm by a function, restored, used, gone."""
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import thawtest
 from common import APP, ask, base, client, equal, lines, own_cache, raises, thaw, wait_for, wait_line
@@ -19,6 +22,18 @@ def load(daemon):
     pod = callables.load("app:pod", str(APP))
     pod._client = client(daemon)
     return pod
+
+
+def several_at_once(pod):
+    """Two threads and another process ask for a replica at the same time: each gets one of its own."""
+    pod.stop()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        here = [pool.submit(lambda: pod.create().id) for _ in range(2)]
+        there = pool.submit(subprocess.run, [sys.executable, "-B", "-c", "import app; print(app.pod.create().id)"], cwd=APP, check=True, capture_output=True, text=True,
+                            env={**os.environ, "THAW_HOST": pod.client.address}, timeout=90)  # fmt: skip
+        made = [*(one.result() for one in here), there.result().stdout.strip()]
+    equal(len(set(made)), 3, f"replicas that three callers made ({made})")
+    equal({replica.id for replica in pod.replicas()}, set(made), "the pod's replicas")
 
 
 def test_life(daemon):
@@ -63,6 +78,7 @@ def test_life(daemon):
     check(third.restored, f"a replica after stop is restored: {third}")
     equal(ask(third.url)["identity"]["replica"], third.id, "who answers at the replica's URL")
     equal(ask(third.url)["restores"], [third.id], "restores that its processes saw")
+    several_at_once(pod)
     made = pod.checkpoint()
     equal(made.status, "available", f"a checkpoint on demand ({made.reason})")
     pod.remove()
@@ -80,7 +96,7 @@ def test_changed_code_is_deployed(daemon):
 
     def pod():
         return thaw.Pod("code", base().add(str(folder)), entrypoint=["python3", "app.py"], ports=[8000], min_replicas=1,
-                        checkpoint_condition=thaw.http("/health"), stop_grace=3, client=client(daemon))  # fmt: skip
+                        checkpoint_condition=thaw.http("/health"), stop_grace=0, client=client(daemon))  # fmt: skip
 
     url = pod().deploy().urls[0]
     equal(ask(url)["version"], 1, "version")
@@ -100,7 +116,7 @@ def test_a_deploy_leaves_the_scale(daemon):
     for, and ask for no replica of their own."""
     def declared(mode):
         return thaw.Pod("zero", base().add(str(APP)), entrypoint=["python3", "app.py"], ports=[8000], env={"MODE": mode}, min_replicas=0, max_replicas=2,
-                        keep_warm=1, stop_grace=1, client=client(daemon))  # fmt: skip
+                        keep_warm=1, stop_grace=0, client=client(daemon))  # fmt: skip
 
     def look():
         row = daemon.api("GET", "/v1/pods/zero")
@@ -131,7 +147,7 @@ def test_several_gpus(daemon):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pod = thaw.Pod("gpus", base().add(str(APP)), entrypoint=["python3", "app.py"], ports=[8000], gpu=2, min_replicas=1, stop_grace=3,
+        pod = thaw.Pod("gpus", base().add(str(APP)), entrypoint=["python3", "app.py"], ports=[8000], gpu=2, min_replicas=1, stop_grace=0,
                        checkpoint_enabled=True, checkpoint_condition=thaw.http("/health"), client=client(daemon))  # fmt: skip
     check(any("more than one GPU" in str(w.message) for w in caught), f"a warning: {[str(w.message) for w in caught]}")
     try:

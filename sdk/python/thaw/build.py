@@ -121,7 +121,7 @@ def _layer(state: _State, key: str, what: str, progress: Progress, make: Callabl
     if os.geteuid() != 0:
         raise ThawError("denied", "build", what, "an image has files of other users, which only root can make", "run it as root, or give a finished image")
     os.makedirs(layers, mode=0o700, exist_ok=True)
-    with _lock(f"layer-{key}"):
+    with lock(f"layer-{key}"):
         if os.path.isdir(place):  # built by another while this one waited
             return
         progress(f"building {what}")
@@ -142,7 +142,8 @@ def _layer(state: _State, key: str, what: str, progress: Progress, make: Callabl
 
 
 @contextlib.contextmanager
-def _lock(name: str) -> Iterator[None]:
+def lock(name: str) -> Iterator[None]:
+    """Held by one thread of all processes at a time; who is killed lets it go."""
     with _try_lock(name, 0) as _:
         yield
 
@@ -351,7 +352,7 @@ def _apt(state: _State, step: Step, progress: Progress) -> None:
                   f"install() {{ {install.replace('apt-get', 'apt-get $options', 1)}; }}; "
                   f"if [ -z \"$(find /var/lib/apt/lists/.fetched -mmin -{_LISTS_VALID_S // 60} 2>/dev/null)\" ]; then update && install; else install || {{ update && install; }}; fi; "
                   f"status=$?; rm -f /usr/sbin/policy-rc.d; exit $status")  # fmt: skip
-        with _lock(f"lists-{os.path.basename(lists)}"):
+        with lock(f"lists-{os.path.basename(lists)}"):
             _inside(state_below, work, script, {}, "/", f"install {' '.join(packages)}", progress, {archives: "/var/cache/apt/archives", lists: "/var/lib/apt/lists"})
         for deb in glob.glob(f"{archives}/*.deb"):
             with contextlib.suppress(FileExistsError):
@@ -436,7 +437,7 @@ def _add(state: _State, step: Step, progress: Progress) -> None:
     def make(work: str) -> None:
         root = os.path.join(work, "rootfs")
         _link_tree(below, root)
-        with _lock("content"):
+        with lock("content"):
             for entry, fact in zip(entries, facts):
                 _place(root, os.path.join(target, entry.path), entry, fact)
         # The folders' times are those of the files in them: of the content, not of this moment.
@@ -686,7 +687,7 @@ def _remove_unused(place: str) -> None:
 
 
 def _prune_content() -> None:
-    with _lock("content"):
+    with lock("content"):
         for path in glob.glob(f"{cache_folder()}/content/*/*"):
             if os.stat(path).st_nlink == 1:
                 os.unlink(path)

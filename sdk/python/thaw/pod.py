@@ -462,13 +462,19 @@ class Pod:
     def create(self, timeout: float = 900, progress: Optional[Progress] = None) -> Replica:
         """One more replica, now: deploys the pod when it is not yet, or has changed. Returns when the replica is ready.
 
+        Those of one machine that are asked for at the same time, in threads or in processes, are made one after another: each returns a
+        replica of its own.
+
         >>> replica = pod.create()
         >>> replica.url
         'http://127.0.0.1:9000'
         """
-        known = {replica.id for replica in self.replicas()} if self._get() else set()
-        deployment = self._deploy(1, True, timeout, progress)
-        fresh = [replica for replica in self.replicas() if replica.id not in known and replica.state == "ready"]
+        from . import build
+
+        with build.lock(f"create-{self.name}"):
+            known = {replica.id for replica in self.replicas()} if self._get() else set()
+            deployment = self._deploy(1, True, timeout, progress)
+            fresh = [replica for replica in self.replicas() if replica.id not in known and replica.state == "ready"]
         if not fresh:
             raise ThawError("unavailable", "create a replica of", self.name, "none of those that are ready is new", "see `thaw ps -a` and `thaw events`")
         fresh[-1].url = deployment.urls[0] if deployment.urls else None
