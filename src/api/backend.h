@@ -37,6 +37,7 @@ class Backend {
   virtual state::CheckpointRow checkpoint(const std::string& id) = 0;
   virtual nlohmann::json inspect_checkpoint(const std::string& id) = 0;
   virtual state::CheckpointRow create_checkpoint(const std::string& pod) = 0;
+  virtual state::CheckpointRow verify_checkpoint(const std::string& id) = 0;
   virtual void remove_checkpoint(const std::string& id) = 0;
   virtual pods::PodView retry_checkpoint(const std::string& pod) = 0;
 
@@ -44,6 +45,10 @@ class Backend {
                                        const std::function<void(const std::string&)>& progress) = 0;
   virtual std::vector<state::ImageRow> images() = 0;
   virtual void remove_image(const std::string& id) = 0;
+
+  virtual bool put_secret(const std::string& name, std::string_view value) = 0;
+  virtual std::vector<pods::SecretRow> secrets() = 0;
+  virtual void remove_secret(const std::string& name) = 0;
 
   virtual std::vector<pods::CheckResult> doctor() = 0;
   virtual std::string metrics() = 0;

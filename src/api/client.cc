@@ -28,7 +28,8 @@ class Call {
     parser_.header_limit(64 * 1024);
   }
 
-  void send(std::string_view method, const std::string& path, const json& body, bool upgrade) {
+  void send(std::string_view method, const std::string& path, const json& body, bool upgrade,
+            const std::string* bytes = nullptr) {
     http::request<http::string_body> request;
     request.method_string(boost::string_view(method.data(), method.size()));
     request.target(path);
@@ -43,7 +44,10 @@ class Call {
     } else {
       request.set(http::field::connection, "close");
     }
-    if (!body.is_null()) {
+    if (bytes) {
+      request.set(http::field::content_type, "application/octet-stream");
+      request.body() = *bytes;
+    } else if (!body.is_null()) {
       request.set(http::field::content_type, "application/json");
       request.body() = dump(body);
     }
@@ -120,9 +124,9 @@ class Call {
 };
 
 json call(const Address& address, std::string_view method, const std::string& path,
-          const json& body) {
+          const json& body, const std::string* bytes = nullptr) {
   Call request(address, -1);
-  request.send(method, path, body, false);
+  request.send(method, path, body, false, bytes);
   if (request.status() >= 300) request.refuse();
   std::string text = request.rest();
   json answer = json::parse(text, nullptr, false);
@@ -160,6 +164,10 @@ json Client::get(const std::string& path) { return call(address_, "GET", path, n
 
 json Client::post(const std::string& path, const json& body) {
   return call(address_, "POST", path, body);
+}
+
+json Client::put(const std::string& path, const std::string& bytes) {
+  return call(address_, "PUT", path, nullptr, &bytes);
 }
 
 json Client::remove(const std::string& path) { return call(address_, "DELETE", path, nullptr); }

@@ -39,6 +39,7 @@ class Client {
   // Each throws Unreachable without a daemon, and the daemon's own Error when it refuses.
   nlohmann::json get(const std::string& path);
   nlohmann::json post(const std::string& path, const nlohmann::json& body = nullptr);
+  nlohmann::json put(const std::string& path, const std::string& bytes);
   nlohmann::json remove(const std::string& path);
 
   // Hands over the answer line by line as it comes: of NDJSON each line, of server-sent events each

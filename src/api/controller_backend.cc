@@ -45,6 +45,9 @@ class ControllerBackend final : public Backend {
   state::CheckpointRow create_checkpoint(const std::string& pod) override {
     return controller_.create_checkpoint(pod);
   }
+  state::CheckpointRow verify_checkpoint(const std::string& id) override {
+    return controller_.verify_checkpoint(id);
+  }
   void remove_checkpoint(const std::string& id) override { controller_.remove_checkpoint(id); }
   pods::PodView retry_checkpoint(const std::string& pod) override {
     return controller_.retry_checkpoint(pod);
@@ -56,6 +59,12 @@ class ControllerBackend final : public Backend {
   }
   std::vector<state::ImageRow> images() override { return controller_.images(); }
   void remove_image(const std::string& id) override { controller_.remove_image(id); }
+
+  bool put_secret(const std::string& name, std::string_view value) override {
+    return controller_.put_secret(name, value);
+  }
+  std::vector<pods::SecretRow> secrets() override { return controller_.secrets(); }
+  void remove_secret(const std::string& name) override { controller_.remove_secret(name); }
 
   std::vector<pods::CheckResult> doctor() override { return controller_.doctor(); }
   std::string metrics() override { return controller_.metrics(); }

@@ -8,6 +8,9 @@
 namespace thaw::api {
 namespace {
 
+// What shows a value to the client, in a refusal, goes down as many levels as it has.
+constexpr int kMostDepth = 32;
+
 std::string joined(const std::vector<std::string_view>& keys) {
   std::string text;
   for (auto key : keys) text += (text.empty() ? "" : ", ") + std::string(key);
@@ -51,7 +54,12 @@ nlohmann::json Exchange::body_object(const std::vector<std::string_view>& keys) 
   if (request_.body.empty()) return nlohmann::json::object();
   nlohmann::json body;
   try {
-    body = nlohmann::json::parse(request_.body);
+    body = nlohmann::json::parse(request_.body, [](int depth, auto, auto&) {
+      if (depth > kMostDepth)
+        throw Error(Code::kInvalid, "read", "the body",
+                    fmt::format("it has more than {} levels", kMostDepth), "send a flatter one");
+      return true;
+    });
   } catch (const nlohmann::json::exception& error) {
     throw Error(Code::kInvalid, "read the body of", request_.method + " " + request_.target,
                 error.what(), "send a JSON object");

@@ -154,6 +154,10 @@ void remove_checkpoint(Exchange& exchange) {
   exchange.reply(200, {{"removed", id}});
 }
 
+void verify_checkpoint(Exchange& exchange) {
+  exchange.reply(200, to_json(exchange.backend().verify_checkpoint(exchange.path("id"))));
+}
+
 void retry_checkpoint(Exchange& exchange) {
   exchange.reply(200, to_json(exchange.backend().retry_checkpoint(exchange.path("name"))));
 }
@@ -162,6 +166,19 @@ void get_metrics(Exchange& exchange) {
   std::string text = exchange.backend().metrics();
   exchange.begin(200, "text/plain; version=0.0.4; charset=utf-8");
   exchange.write(text);
+}
+
+void list_secrets(Exchange& exchange) { exchange.reply(200, list(exchange.backend().secrets())); }
+
+void put_secret(Exchange& exchange) {
+  const std::string& name = exchange.path("name");
+  bool created = exchange.backend().put_secret(name, exchange.request().body);
+  exchange.reply(created ? 201 : 200, {{"name", name}, {"created", created}});
+}
+
+void remove_secret(Exchange& exchange) {
+  exchange.backend().remove_secret(exchange.path("name"));
+  exchange.reply(200, {{"removed", exchange.path("name")}});
 }
 
 void list_tokens(Exchange& exchange) {

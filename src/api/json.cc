@@ -92,6 +92,12 @@ json to_json(const Token& token) {
   return object;
 }
 
+json to_json(const pods::SecretRow& secret) {
+  json object{{"name", secret.name}};
+  put_time(object, "updated", secret.updated_us);
+  return object;
+}
+
 json to_json(const pods::DeployResult& result) {
   return {{"pod", to_json(result.pod)},
           {"created", result.created},

@@ -18,6 +18,7 @@ nlohmann::json to_json(const state::EventRow& event);
 nlohmann::json to_json(const state::ImageRow& image);
 nlohmann::json to_json(const pods::CheckResult& check);
 nlohmann::json to_json(const Token& token);
+nlohmann::json to_json(const pods::SecretRow& secret);
 nlohmann::json version_json(std::int64_t last_event);
 // {"error": {…}}, and back. from_error_json takes anything: what is no error of ours becomes
 // kInternal.

@@ -136,6 +136,7 @@ class MemoryBackend final : public Backend {
     pod(name);
     return checkpoint_;
   }
+  state::CheckpointRow verify_checkpoint(const std::string& id) override { return checkpoint(id); }
   void remove_checkpoint(const std::string& id) override { checkpoint(id); }
   pods::PodView retry_checkpoint(const std::string& name) override { return pod(name); }
   state::ImageRow import_image(const std::string& reference,
@@ -151,6 +152,11 @@ class MemoryBackend final : public Backend {
   std::vector<pods::CheckResult> doctor() override {
     return {{"kernel", pods::CheckResult::Status::kPass, "6.1", ""}};
   }
+  bool put_secret(const std::string& name, std::string_view value) override {
+    return secrets_.put(name, value);
+  }
+  std::vector<pods::SecretRow> secrets() override { return secrets_.list(); }
+  void remove_secret(const std::string& name) override { secrets_.remove(name); }
   Tokens& tokens() override { return tokens_; }
   std::string metrics() override { return "thaw_store_bytes 0\n"; }
   std::vector<state::EventRow> events(std::int64_t after, int limit,
@@ -183,6 +189,7 @@ class MemoryBackend final : public Backend {
   std::string directory_;
   state::Database database_;
   Tokens tokens_;
+  pods::SecretStore secrets_{directory_ + "/secrets"};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<pods::PodView> pods_;

@@ -14,6 +14,7 @@ enum class Body {
   kNone,  // none, or an empty JSON object
   kJson,  // application/json
   kSpec,  // application/json or application/yaml
+  kBytes  // anything
 };
 
 struct Route {
@@ -27,10 +28,6 @@ struct Route {
 const std::vector<Route>& routes();
 // What a client must be allowed for it.
 Scope needed(const Route& route);
-
-// Splits a request target into normalised, decoded path segments and query. kInvalid for bad
-// percent-encoding.
-void parse_target(Request& request);
 
 // Finds the route, checks query keys and content type, runs the handler. Every refusal is an Error
 // or HttpError.

@@ -17,6 +17,7 @@
 #include "api/json.h"
 #include "api/routes.h"
 #include "api/socket_stream.h"
+#include "api/target.h"
 #include "api/workspace.h"
 #include "util/file.h"
 #include "util/log.h"

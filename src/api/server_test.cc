@@ -94,6 +94,10 @@ TEST(Server, RefusesWhatIsNoHttpOrTooBig) {
   EXPECT_EQ(status_of(server.raw("POST /v1/pods HTTP/1.1\r\nHost: x\r\n" + kJson +
                                  "Content-Length: 99999999999\r\n\r\n")),
             413);
+  // Whoever shows it to the client goes down as many levels as it has.
+  std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  EXPECT_EQ(status_of(server.ask("POST", "/v1/pods/web/scale", "{\"wait\": " + deep + "}", kJson)),
+            400);
 }
 
 TEST(Server, NormalisesPaths) {
@@ -115,6 +119,21 @@ TEST(Server, AnswersSeveralRequestsOnOneConnection) {
   std::size_t count = 0, at = 0;
   while ((at = answers.find("HTTP/1.1 ", at)) != std::string::npos) ++count, ++at;
   EXPECT_EQ(count, 3u) << answers;
+}
+
+TEST(Server, KeepsSecretsAndShowsNone) {
+  TestServer server;
+  std::string value("\0\xffhunter2\n", 10);
+  EXPECT_EQ(server.client->put("/v1/secrets/key", value)["created"], true);
+  EXPECT_EQ(server.client->put("/v1/secrets/key", value)["created"], false);
+  EXPECT_EQ(read_file(server.directory + "/secrets/key"), value);
+  EXPECT_EQ(server.client->get("/v1/secrets")[0]["name"], "key");
+  EXPECT_EQ(server.ask("GET", "/v1/secrets").find("hunter2"), std::string::npos);
+  for (const char* wrong : {"/v1/secrets/.x", "/v1/secrets/a%2fb", "/v1/secrets/x"})
+    EXPECT_EQ(status_of(server.ask("PUT", wrong, wrong[12] == 'x' ? "" : "y")), 400) << wrong;
+  EXPECT_EQ(status_of(server.ask("GET", "/v1/secrets/key")), 405);
+  server.client->remove("/v1/secrets/key");
+  EXPECT_EQ(status_of(server.ask("DELETE", "/v1/secrets/key")), 404);
 }
 
 TEST(Server, TakesASpecificationAsJsonOrYaml) {

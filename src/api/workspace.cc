@@ -114,6 +114,14 @@ class Inside final : public Backend {
     if (manifest.contains("pod")) manifest["pod"] = local_text(manifest["pod"]);
     return manifest;
   }
+  state::CheckpointRow verify_checkpoint(const std::string& text) override {
+    std::string id = checkpoint(text).id;
+    return told([&] {
+      state::CheckpointRow row = all_.verify_checkpoint(id);
+      local(row);
+      return row;
+    });
+  }
   void remove_checkpoint(const std::string& text) override {
     std::string id = checkpoint(text).id;
     told([&] { all_.remove_checkpoint(id); });
@@ -132,6 +140,19 @@ class Inside final : public Backend {
     refuse("import of " + reference);
   }
   void remove_image(const std::string& id) override { refuse("removal of image " + id); }
+  // Its secrets are W--NAME, as its pods are.
+  bool put_secret(const std::string& name, std::string_view value) override {
+    return told([&] { return all_.put_secret(full(name), value); });
+  }
+  std::vector<pods::SecretRow> secrets() override {
+    std::vector<pods::SecretRow> rows = all_.secrets();
+    std::erase_if(rows, [&](const auto& row) { return !is_mine(row.name); });
+    for (auto& row : rows) local_name(row.name);
+    return rows;
+  }
+  void remove_secret(const std::string& name) override {
+    told([&] { all_.remove_secret(full(name)); });
+  }
   std::vector<pods::CheckResult> doctor() override { refuse("doctor"); }
   Tokens& tokens() override { refuse("tokens"); }
   // Only the samples of its pods.
@@ -192,6 +213,7 @@ class Inside final : public Backend {
     local_name(pod.row.name);
     local_name(pod.spec.name);
     for (std::string& link : pod.spec.links) local_name(link);
+    for (auto& secret : pod.spec.secrets) local_name(secret.secret);
   }
   void local(state::ReplicaRow& row) { local_name(row.pod); }
   void local(state::CheckpointRow& row) { local_name(row.pod); }
@@ -272,7 +294,11 @@ class Inside final : public Backend {
   }
   void check_host(state::PodSpec& spec) {
     if (!spec.rootfs.empty()) spec.rootfs = allowed(spec.rootfs, "rootfs");
-    for (auto& secret : spec.secrets) secret.file = allowed(secret.file, "secret");
+    for (auto& secret : spec.secrets)
+      if (secret.secret.empty())
+        secret.file = allowed(secret.file, "secret");
+      else
+        secret.secret = full(secret.secret);
     for (auto& mount : spec.mounts) {
       if (!mount.readonly)
         throw Error(Code::kDenied, "mount", mount.source,

@@ -1,6 +1,7 @@
 #include "checkpoint/criu.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -113,6 +114,8 @@ CriuOutcome Swrk::converse(const rpc::Request& request,
       try {
         on_stage(response->notify().script());
       } catch (const std::exception& error) {
+        auto ours = dynamic_cast<const Error*>(&error);
+        outcome.beside = ours ? ours->code() : Code::kInternal;
         stage_failure = error.what();
         answer.set_notify_success(false);
       }
@@ -156,6 +159,9 @@ CriuOutcome Swrk::finish(CriuOutcome outcome, int work_dir, const char* log_name
   socket_.reset();
   // After its answer it only has to exit; what does not is killed.
   auto status = process_.wait(outcome.timed_out ? Deadline::after_us(0) : Deadline::after_ms(5000));
+  if (status && status->signalled && status->value == SIGKILL) outcome.beside = Code::kUnavailable;
+  for (int none_left : {ENOSPC, EDQUOT, ENOMEM, EMFILE, ENFILE})
+    if (outcome.error_number == none_left) outcome.beside = Code::kExhausted;
   if (!status) {
     process_.kill(9);
     status = process_.wait(Deadline::after_ms(5000));

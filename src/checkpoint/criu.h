@@ -3,12 +3,14 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "checkpoint/criu_install.h"
 #include "util/clock.h"
+#include "util/error.h"
 #include "util/fd.h"
 #include "util/process.h"
 
@@ -39,10 +41,13 @@ struct RestoreRequest {
 struct CriuOutcome {
   bool success = false;
   bool timed_out = false;  // killed by us
-  int pid = 0;             // of the restored init, host's number
-  int error_number = 0;    // CRIU's cr_errno
-  std::string reason;      // the first error line of its log, else its message, else how it ended
-  std::string log_tail;    // last lines of the log when it failed
+  // A cause that is no word of CRIU's about the program or its images: a stage of ours has failed,
+  // the host had no room, or somebody has killed CRIU.
+  std::optional<Code> beside;
+  int pid = 0;           // of the restored init, host's number
+  int error_number = 0;  // CRIU's cr_errno
+  std::string reason;    // the first error line of its log, else its message, else how it ended
+  std::string log_tail;  // last lines of the log when it failed
 };
 
 class Swrk {

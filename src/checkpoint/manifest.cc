@@ -215,7 +215,14 @@ nlohmann::json read_signed(const std::string& path, const std::string& key) {
   return json;
 }
 
-Manifest Verifier::verify(const std::string& directory) {
+std::int64_t checked_us(const std::string& directory) {
+  struct stat info;
+  if (::lstat((directory + "/" + kChecked).c_str(), &info) != 0) return 0;
+  return info.st_mtim.tv_sec * 1'000'000 + info.st_mtim.tv_nsec / 1000;
+}
+
+Manifest Verifier::verify(const std::string& directory, bool anew,
+                          const std::function<void()>& between) {
   std::string path = directory + "/manifest.json";
   if (!exists(path))
     throw Error(Code::kNotFound, "use checkpoint", directory, "it has no manifest");
@@ -252,9 +259,9 @@ Manifest Verifier::verify(const std::string& directory) {
     std::string now = identity(info);
     identities[file.path] = now;
     auto known = known_.find(full);
-    if (known != known_.end() && known->second == now) continue;
+    if (!anew && known != known_.end() && known->second == now) continue;
     hashed = true;
-    if (store::digest_file(full) != file.sha256)
+    if (store::digest_file(full, between) != file.sha256)
       throw Error(Code::kCorrupt, "use checkpoint file", full,
                   "its contents have changed (sha256)");
     known_[full] = now;
@@ -265,7 +272,7 @@ Manifest Verifier::verify(const std::string& directory) {
     std::string full = directory + "/" + folder;
     std::string now = identity(directory_at(full));
     auto known = known_.find(full);
-    if (known != known_.end() && known->second == now) continue;
+    if (!anew && known != known_.end() && known->second == now) continue;
     if (store::digest_tree(full) != digest)
       throw Error(Code::kCorrupt, "use checkpoint layer", full,
                   "its contents have changed (sha256)");

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
@@ -53,22 +54,31 @@ void seal(Manifest& manifest, const std::string& directory, const std::string& k
 std::string mac_of(std::string_view bytes, const std::string& key);
 bool mac_fits(const std::string& mac, std::string_view bytes, const std::string& key);
 
+// When the images were last read whole, wall clock; 0 when nobody knows.
+std::int64_t checked_us(const std::string& directory);
+
 // A JSON file with a MAC. read_signed: null when absent or not ours.
 void write_signed(const std::string& path, nlohmann::json json, const std::string& key);
 nlohmann::json read_signed(const std::string& path, const std::string& key);
 
 // Checks checkpoints before anything in them is used. What was hashed (known again by device,
 // inode, size and times) is not hashed again; of the images a new daemon knows it, too, from the
-// file `checked` beside the manifest, so that no restore reads the whole memory. Layers are hashed
+// file `checked` beside the manifest, whose time is that of the last look, so that no restore reads
+// the whole memory. Layers are hashed
 // once a daemon. Thread-safe.
 class Verifier {
  public:
   explicit Verifier(std::string key) : key_(std::move(key)) {}
   // The manifest, after its MAC, every name, size and digest was found right, and nothing beside
   // them among the images. Error kCorrupt says what is wrong, kNotFound when there is no manifest.
-  Manifest verify(const std::string& directory);
+  Manifest verify(const std::string& directory) { return verify(directory, false, {}); }
+  // All of it is read, whatever is known of it; `between` is called now and then, and may throw.
+  Manifest verify_anew(const std::string& directory, const std::function<void()>& between) {
+    return verify(directory, true, between);
+  }
 
  private:
+  Manifest verify(const std::string& directory, bool anew, const std::function<void()>& between);
   std::string key_;
   std::mutex mutex_;
   std::map<std::string, std::string>

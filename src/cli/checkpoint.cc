@@ -9,7 +9,7 @@ namespace {
 
 struct Options {
   Listing listing;
-  bool json = false;
+  bool json = false, all = false;
   std::string pod, id;
   std::vector<std::string> ids;
 };
@@ -71,6 +71,27 @@ int remove(Context& context, const Options& options) {
   return result;
 }
 
+int verify(Context& context, const Options& options) {
+  auto client = context.client();
+  std::vector<std::string> ids = options.ids;
+  if (options.all)
+    for (auto& row : client.get("/v1/checkpoints"))
+      if (row.at("status") == "available") ids.push_back(row.at("id"));
+  if (ids.empty() && !options.all)
+    throw Error(Code::kInvalid, "verify", "checkpoints", "none is named", "give ids, or --all");
+  int result = kOk;
+  for (auto& id : ids) {
+    try {
+      client.post("/v1/checkpoints/" + api::encode(id) + "/verify");
+      print_line(id);
+    } catch (const Error& error) {
+      print_error("thaw: " + std::string(error.what()));
+      if (result == kOk) result = exit_code_of(error);
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 Command checkpoint_command() {
@@ -97,6 +118,15 @@ Command checkpoint_command() {
   rm.positionals = {{"ID", &options->ids, "Ids or their beginnings", true, "@checkpoint"}};
   rm.run = [options](Context& context) { return remove(context, *options); };
 
+  Command verify_command{
+      "verify", "Read checkpoints whole and compare their digests",
+      "Prints those that are right. One that is broken is not offered any more. "
+      "The daemon does so by itself, once a week (`thaw daemon --verify-every`)."};
+  verify_command.options = {{"--all", "", &options->all, "All that are available"}};
+  verify_command.positionals = {
+      {"ID", &options->ids, "Ids or their beginnings", false, "@checkpoint"}};
+  verify_command.run = [options](Context& context) { return verify(context, *options); };
+
   Command retry{"retry", "Forget failed dumps and restores of a pod",
                 "A dump that failed is tried again after a minute, two, four, up to six hours; "
                 "this ends the waiting. A new version of the pod does the same."};
@@ -107,8 +137,8 @@ Command checkpoint_command() {
     return static_cast<int>(kOk);
   };
 
-  Command command{"checkpoint", "List, create, inspect and remove checkpoints", ""};
-  command.commands = {ls, create_command, inspect, rm, retry};
+  Command command{"checkpoint", "List, create, inspect, verify and remove checkpoints", ""};
+  command.commands = {ls, create_command, inspect, verify_command, rm, retry};
   return command;
 }
 

@@ -70,6 +70,7 @@ Command schema_command();
 Command completion_command();
 Command docs_command();
 Command debug_command();
+Command secret_command();
 Command token_command();
 Command trace_command();
 

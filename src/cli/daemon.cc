@@ -23,8 +23,8 @@ namespace {
 struct DaemonOptions {
   lifecycle::Settings settings;
   std::vector<std::string> listen;
-  std::string log_level = "info", log_format = "text", slots, quota, hold_connections, hold_bytes,
-              hold_time, group, tls_cert, tls_key;
+  std::string log_level = "info", log_format = "text", slots, quota, image_quota, image_size,
+              verify_every, hold_connections, hold_bytes, hold_time, group, tls_cert, tls_key;
   bool stop_replicas = false;
 };
 
@@ -114,6 +114,15 @@ int daemon(DaemonOptions& options) {
     options.settings.slots = static_cast<int>(number(options.slots, "--slots", 0, 1000));
   if (!options.quota.empty())
     options.settings.checkpoint_quota = size_bytes(options.quota, "--checkpoint-quota");
+  if (!options.image_quota.empty())
+    options.settings.image_quota = size_bytes(options.image_quota, "--image-quota");
+  if (!options.image_size.empty())
+    options.settings.image_size = size_bytes(options.image_size, "--image-size");
+  if (!options.verify_every.empty())
+    options.settings.verify_every_us = duration_us(options.verify_every, "--verify-every");
+  if (std::int64_t every = options.settings.verify_every_us; every && every < 1'000'000)
+    throw Error(Code::kInvalid, "use --verify-every", options.verify_every, "it is below 1s",
+                "give one such as 7d, or 0 for never");
   read_hold_limits(options);
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
@@ -201,6 +210,11 @@ Command daemon_command() {
       {"--checkpoint-quota", "SIZE", &options->quota,
        "What all checkpoints may take on disk; those not used for longest go first (no limit but "
        "the disk)"},
+      {"--verify-every", "TIME", &options->verify_every,
+       "How often each checkpoint is read whole, to find what its disk has lost; 0: never (7d)"},
+      {"--image-quota", "SIZE", &options->image_quota,
+       "What all images may take on disk (no limit but the disk)"},
+      {"--image-size", "SIZE", &options->image_size, "What one image may take, unpacked (64GiB)"},
       {"--hold-connections", "N", &options->hold_connections,
        "Connections held for a pod's port while no replica is ready (1024)"},
       {"--hold-bytes", "SIZE", &options->hold_bytes,

@@ -14,12 +14,12 @@ Command thaw_command() {
       "but daemon and doctor "
       "talks to a daemon.";
   root.examples = {"thaw deploy pod.yaml", "thaw scale web 4 --wait", "thaw ps"};
-  root.commands = {daemon_command(), deploy_command(),     serve_command(),  init_command(),
-                   ls_command(),     ps_command(),         logs_command(),   exec_command(),
-                   scale_command(),  stop_command(),       rm_command(),     events_command(),
-                   trace_command(),  checkpoint_command(), image_command(),  token_command(),
-                   doctor_command(), version_command(),    schema_command(), completion_command(),
-                   docs_command(),   debug_command()};
+  root.commands = {daemon_command(),     deploy_command(),     serve_command(),   init_command(),
+                   ls_command(),         ps_command(),         logs_command(),    exec_command(),
+                   scale_command(),      stop_command(),       rm_command(),      events_command(),
+                   trace_command(),      checkpoint_command(), image_command(),   secret_command(),
+                   token_command(),      doctor_command(),     version_command(), schema_command(),
+                   completion_command(), docs_command(),       debug_command()};
   return root;
 }
 

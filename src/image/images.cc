@@ -122,15 +122,26 @@ std::uint64_t bytes_of(const std::string& directory) {
 }  // namespace
 
 Image import_image(const std::string& store_dir, const std::string& reference, Deadline deadline,
-                   int cancel_fd, const Progress& progress) {
+                   int cancel_fd, const Progress& progress, const UnpackLimits& limits) {
   auto say = [&](const std::string& line) {
     if (progress) progress(line);
   };
   Reference parsed = Reference::parse(reference);
   Staging staging(store_dir);
-  Tools tools(reference, staging, deadline, cancel_fd);
+  Tools tools(reference, staging, deadline, cancel_fd, limits);
+  auto between = [&] {
+    if (deadline.passed())
+      throw Error(Code::kTimeout, "import image", reference, "measuring it takes too long");
+    if (cancel_fd >= 0 && wait_readable(cancel_fd, Deadline::after_ms(0)))
+      throw Error(Code::kCancelled, "import image", reference, "it was cancelled");
+  };
 
   say("looking up " + reference);
+  // skopeo unpacks an archive, which may be compressed, before it says anything of it.
+  if (std::string archive = parsed.archive(); !archive.empty()) {
+    TarSize size(limits, reference);
+    measure_layer(archive, size, between);
+  }
   std::string manifest = tools.inspect(parsed);
   std::optional<std::string> source = source_key(manifest);
   if (auto id = find_by_source(store_dir, *source)) {
@@ -147,7 +158,9 @@ Image import_image(const std::string& store_dir, const std::string& reference, D
   std::string target = image_dir(store_dir, layout.id);
   if (exists(target)) return known_also_as(store_dir, layout.id, reference, source);
 
-  say(fmt::format("unpacking {} layers, {}", layout.layers, format_bytes(layout.layer_bytes)));
+  TarSize size(limits, reference);
+  for (const std::string& layer : layout.layers) measure_layer(layer, size, between);
+  say(fmt::format("unpacking {} layers, {}", layout.layers.size(), format_bytes(size.bytes())));
   std::string finished = staging.path() + "/image";
   make_directories(finished, 0700);
   tools.unpack("image/rootfs");

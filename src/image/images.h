@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "image/layer_size.h"
 #include "util/clock.h"
 
 namespace thaw::image {
@@ -29,9 +30,11 @@ using Progress = std::function<void(const std::string& line)>;
 // skopeo's that reads; a plain `name:tag` is an Error that says which transports there are) into
 // `store_dir`/images/<id>/{rootfs,config.json}. Atomic: whole or absent. Importing what is there
 // already is quick. Checks the layers' names before unpacking (umoci does) and refuses what is not
-// an OCI or docker v2 image. cancel_fd as in util/process.h. `architecture` of the host.
+// an OCI or docker v2 image. cancel_fd as in util/process.h. `architecture` of the host. What is
+// larger than `limits`, packed or unpacked, is an Error kExhausted before anything is unpacked.
 Image import_image(const std::string& store_dir, const std::string& reference, Deadline deadline,
-                   int cancel_fd = -1, const Progress& progress = {});
+                   int cancel_fd = -1, const Progress& progress = {},
+                   const UnpackLimits& limits = {});
 // Unpacked images found in the store; broken leftovers of a killed import are removed.
 std::vector<Image> list_images(const std::string& store_dir);
 // Removes one image. kNotFound when there is none. The caller checks that nothing uses it.

@@ -332,6 +332,46 @@ TEST_F(Images, LayersCannotReachOutside) {
   EXPECT_TRUE(nothing_left());
 }
 
+TEST_F(Images, BombsAreRefusedAndLeaveNothing) {
+  must_run({"truncate", "-s", "1G", "zeros"}, dir_);
+  must_run({"sh", "-c", "tar -cf - zeros | gzip -1 > zeros.tar.gz; rm zeros"}, dir_);
+  UnpackLimits limits{.bytes = 100 << 20};
+  auto refused = [&](const std::string& reference) {
+    try {
+      import_image(store_, reference, Deadline::after_ms(60'000), -1, {}, limits);
+      ADD_FAILURE() << reference << " was imported";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kExhausted) << error.what();
+      EXPECT_THAT(error.what(), testing::AllOf(HasSubstr(reference), HasSubstr("--image-size")));
+    }
+    EXPECT_TRUE(nothing_left());
+  };
+  // A layer, written down as it is: umoci would pack it anew.
+  make_image(dir_, "bomb", {});
+  std::string blobs = dir_ + "/bomb/blobs/sha256/", layer = read_file(dir_ + "/zeros.tar.gz");
+  json index = json::parse(read_file(dir_ + "/bomb/index.json"));
+  std::string old = index["manifests"][0]["digest"].get<std::string>().substr(7);
+  json manifest = json::parse(read_file(blobs + old));
+  manifest["layers"] = {{{"mediaType", "application/vnd.oci.image.layer.v1.tar+gzip"},
+                         {"digest", "sha256:" + sha256_hex(layer)},
+                         {"size", layer.size()}}};
+  write_file(blobs + sha256_hex(layer), layer);
+  write_file(blobs + sha256_hex(manifest.dump()), manifest.dump());
+  index["manifests"][0]["digest"] = "sha256:" + sha256_hex(manifest.dump());
+  index["manifests"][0]["size"] = manifest.dump().size();
+  write_file(dir_ + "/bomb/index.json", index.dump());
+  refused("oci:" + dir_ + "/bomb:v1");
+  // An archive that skopeo would unpack to look into it.
+  refused("docker-archive:" + dir_ + "/zeros.tar.gz");
+  refused("oci-archive:" + dir_ + "/zeros.tar.gz");
+  // A file of it that is too large as it is: the tool is stopped.
+  limits.bytes = 1000;
+  must_run({"sh", "-c", "head -c 100000 /dev/urandom > noise; tar -cf noise.tar noise"}, dir_);
+  make_image(dir_, "noise", {dir_ + "/noise.tar"});
+  refused("oci:" + dir_ + "/noise:v1");
+  EXPECT_TRUE(list_images(store_).empty());
+}
+
 TEST_F(Images, CancelledOrTooLate) {
   EXPECT_EQ(error_of("oci:" + made_ + "/oci:v1", Deadline::after_ms(0))->code(), Code::kTimeout);
   signal_event(cancel_);

@@ -99,7 +99,7 @@ Layout read_layout(const std::string& directory, const std::string& reference) {
     Layout layout;
     layout.id = hex_of(descriptor.at("digest"), reference);
     for (const json& layer : manifest.at("layers")) {
-      ++layout.layers;
+      layout.layers.push_back(directory + "/blobs/sha256/" + hex_of(layer.at("digest"), reference));
       layout.layer_bytes += layer.value("size", std::uint64_t{0});
     }
     layout.config = json::object();

@@ -3,16 +3,17 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
 namespace thaw::image {
 
 struct Layout {
-  std::string id;  // sha256 hex of the manifest
-  std::size_t layers = 0;
-  std::uint64_t layer_bytes = 0;  // compressed
-  nlohmann::json config;          // the `config` object of the image configuration
+  std::string id;                   // sha256 hex of the manifest
+  std::vector<std::string> layers;  // their blobs, lowest first
+  std::uint64_t layer_bytes = 0;    // compressed
+  nlohmann::json config;            // the `config` object of the image configuration
 };
 
 // As Go and OCI name it: amd64.

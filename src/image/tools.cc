@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "image/layout.h"
+#include "image/tree_walk.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -83,10 +84,19 @@ Reference Reference::pinned(const std::string& raw_manifest) const {
           (tagged ? details.substr(0, colon) : details) + "@sha256:" + sha256_hex(raw_manifest)};
 }
 
+std::string Reference::archive() const {
+  if (transport != "oci-archive" && transport != "docker-archive") return {};
+  std::string file = details.substr(0, details.find(':'));
+  if (!std::filesystem::is_regular_file(file))
+    throw Error(Code::kInvalid, "import image", text(), file + " is no file", "check the path");
+  return file;
+}
+
 std::string Tools::run_tool(const std::vector<std::string>& argv, const std::string& remedy) const {
   ProcessOptions options;
   options.directory = staging_.path();
   options.descriptors = {{staging_.lock().get(), 3}};
+  options.file_limit = limits_.bytes;
   RunResult result;
   try {
     result = run(argv, deadline_, options, {}, cancel_fd_);
@@ -99,6 +109,11 @@ std::string Tools::run_tool(const std::vector<std::string>& argv, const std::str
     throw;
   }
   if (result.ok()) return std::move(result.out);
+  // What the tool says of it is a panic of its language's.
+  walk_tree(staging_.path(), [&](const TreeEntry& entry) {
+    if (S_ISREG(entry.info.stx_mode) && entry.info.stx_size >= limits_.bytes)
+      refuse_size(limits_, reference_, "a file of it");
+  });
   throw Error(result.timed_out ? Code::kTimeout : Code::kUnavailable, "import image", reference_,
               argv[0] + ": " + message_of(result), remedy);
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "image/layer_size.h"
 #include "image/staging.h"
 #include "util/clock.h"
 #include "util/process.h"
@@ -20,16 +21,20 @@ struct Reference {
   // A registry's tag may move from one moment to the next; a digest cannot.
   bool can_be_pinned() const { return transport == "docker"; }
   Reference pinned(const std::string& raw_manifest) const;
+  std::string archive() const;  // the file, when it is an archive of files
 };
 
 // The tools of one import. They work in the staging directory: layout/ is the OCI layout.
 class Tools {
  public:
-  Tools(std::string reference, const Staging& staging, Deadline deadline, int cancel_fd)
+  // No file that they write may be larger than the limits say.
+  Tools(std::string reference, const Staging& staging, Deadline deadline, int cancel_fd,
+        const UnpackLimits& limits)
       : reference_(std::move(reference)),
         staging_(staging),
         deadline_(deadline),
-        cancel_fd_(cancel_fd) {}
+        cancel_fd_(cancel_fd),
+        limits_(limits) {}
 
   // The manifest (or list of them) as it is at its origin. Error when there is none, or it is not
   // an OCI or docker v2 one.
@@ -46,6 +51,7 @@ class Tools {
   const Staging& staging_;
   Deadline deadline_;
   int cancel_fd_;
+  UnpackLimits limits_;
 };
 
 }  // namespace thaw::image

@@ -1,6 +1,9 @@
 #include "lifecycle/checkpoints.h"
 
+#include <sys/resource.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <sstream>
 
@@ -70,6 +73,7 @@ Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Sl
   make_directories(settings_.data_dir + "/checkpoints", 0700);
   sealer_ = std::thread([this] { work_loop(jobs_, &Checkpoints::finish); });
   prover_ = std::thread([this] { work_loop(proofs_, &Checkpoints::prove); });
+  if (settings_.verify_every_us) scrubber_ = std::thread([this] { scrub_loop(); });
 }
 
 Checkpoints::~Checkpoints() { close(); }
@@ -83,6 +87,7 @@ void Checkpoints::close() {
   }
   if (sealer_.joinable()) sealer_.join();
   if (prover_.joinable()) prover_.join();
+  if (scrubber_.joinable()) scrubber_.join();
 }
 
 void Checkpoints::set_status(const std::string& id, const std::string& status,
@@ -472,6 +477,69 @@ void Checkpoints::retire(const std::string& id, const std::string& reason, nlohm
   set_status(id, "deleted", reason, std::move(data));
   fault_point("checkpoint.deleted");
   replica_ended();
+}
+
+void Checkpoints::verify(const std::string& id) {
+  std::shared_ptr<void> pinned = pin(id);
+  auto row = database_.checkpoint(id);
+  if (!row || row->status != "available")
+    throw Error(Code::kConflict, "verify checkpoint", id,
+                row ? "it is " + row->status : "there is none with this id",
+                "see `thaw checkpoint ls`");
+  try {
+    // Of its own: restores ask the other one meanwhile.
+    checkpoint::Manifest manifest =
+        checkpoint::Verifier(key_).verify_anew(settings_.checkpoint_dir(id), [&] {
+          if (wait_readable(closing_event_.get(), Deadline::after_us(0)))
+            throw Error(Code::kCancelled, "verify checkpoint", id, "the daemon ends");
+        });
+    if (manifest.id != id || manifest.fingerprint != row->fingerprint)
+      throw Error(Code::kCorrupt, "verify checkpoint", id, "it is another one, " + manifest.id);
+  } catch (const Error& error) {
+    if (error.code() != Code::kCorrupt && error.code() != Code::kNotFound) throw;
+    restore_ended(id, Outcome::kCorrupt, error.what());
+    pinned.reset();
+    replica_ended();
+    throw;
+  }
+}
+
+// A disk may lose bits of a file that nobody has written to, which no restore would notice.
+void Checkpoints::scrub_loop() {
+  // Of this thread alone.
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 19);
+  constexpr int kIdle = 3 << 13;
+  ::syscall(SYS_ioprio_set, 1, 0, kIdle);
+  for (;;) {
+    std::int64_t next_us = scrub();
+    std::unique_lock lock(mutex_);
+    // What is made meanwhile was hashed just now: nothing of it is due before the next look.
+    changed_.wait_for(lock, std::chrono::microseconds(next_us), [&] { return closing_; });
+    if (closing_) return;
+  }
+}
+
+std::int64_t Checkpoints::scrub() {
+  std::int64_t next_us = settings_.verify_every_us;
+  try {
+    for (const auto& row : database_.checkpoints()) {
+      if (row.status != "available") continue;
+      {
+        std::scoped_lock lock(mutex_);
+        if (closing_) return 0;
+      }
+      // A time that is to come is from before the clock was set back.
+      std::int64_t age = wall_us() - checkpoint::checked_us(settings_.checkpoint_dir(row.id));
+      std::int64_t left = age < 0 ? 0 : settings_.verify_every_us - age;
+      if (left > 0)
+        next_us = std::min(next_us, left);
+      else
+        try_to("a checkpoint is broken, or could not be read", row.id, [&] { verify(row.id); });
+    }
+  } catch (const std::exception& error) {
+    log::warn("checkpoints could not be verified", {{"error", error.what()}});
+  }
+  return next_us;
 }
 
 StoreSize Checkpoints::store_size() {

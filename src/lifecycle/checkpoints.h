@@ -110,6 +110,9 @@ class Checkpoints {
   void forget_pod(const std::string& pod);
   // Never offered again; its files go when no replica uses them.
   void remove(const std::string& id);
+  // Reads all of an available one, now. Error kCorrupt, kNotFound when it is broken; it is marked
+  // then, and never offered again. The daemon does so by itself, too (Settings::verify_every_us).
+  void verify(const std::string& id);
   StoreSize store_size();
   void replica_ended() noexcept;  // files of deleted checkpoints may go now
   // Waits until a checkpoint has left creating, sealed and verifying. False at the deadline.
@@ -126,6 +129,9 @@ class Checkpoints {
     std::string failure;  // what is left to do is to write this down
     bool count = false;
   };
+  void scrub_loop();
+  // Reads those whose time has come; how long until the next one's has.
+  std::int64_t scrub();
   void work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&));
   bool finish(Job& job);
   void fail(const DumpTicket& ticket, const std::string& reason, bool count);
@@ -166,7 +172,7 @@ class Checkpoints {
   std::multimap<std::string, Fd> settlers_;        // events of who waits for one
   std::set<std::string> to_collect_;
   bool closing_ = false;
-  std::thread sealer_, prover_;
+  std::thread sealer_, prover_, scrubber_;
 };
 
 }  // namespace thaw::lifecycle

@@ -5,12 +5,12 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 
 #include <arpa/inet.h>
 
 #include "lifecycle/condition_kinds.h"
+#include "lifecycle/http_answer.h"
 #include "network/network.h"
 #include "util/error.h"
 
@@ -20,7 +20,6 @@ namespace {
 constexpr std::int64_t kAttemptUs = 1'000'000;
 constexpr std::int64_t kFirstPauseUs = 5'000, kMostPauseUs = 100'000;
 constexpr std::int64_t kGoodbyeUs = 50'000;
-constexpr std::size_t kAnswerLimit = 64 << 10;
 constexpr const char* kAddresses[] = {network::kReplicaAddress, "127.0.0.1"};
 
 Fd open_socket(int netns_fd) {
@@ -72,25 +71,6 @@ Fd connect_inside(Wait& wait, Deadline& attempt) {
   return Fd();
 }
 
-// Where the answer ends: after the header, or after the body where its length is told; nullopt
-// while the header is incomplete or the end is told by closing.
-std::optional<std::size_t> answer_size(const std::string& answer) {
-  auto header_end = answer.find("\r\n\r\n");
-  if (header_end == std::string::npos) return std::nullopt;
-  std::string header = answer.substr(0, header_end + 2);
-  for (char& c : header)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  constexpr std::string_view name = "\r\ncontent-length:";
-  auto at = header.find(name);
-  if (at == std::string::npos) return std::nullopt;
-  at = header.find_first_not_of(' ', at + name.size());
-  std::size_t length = 0;
-  if (at == std::string::npos ||
-      std::from_chars(&header[at], header.data() + header.size(), length).ec != std::errc())
-    return std::nullopt;
-  return header_end + 4 + std::min(length, kAnswerLimit);
-}
-
 // Reads the answer to its end, so that the server has seen the connection through; within the
 // attempt's time and the limit.
 std::string read_answer(const Wait& wait, const Fd& socket, Deadline attempt) {
@@ -111,19 +91,6 @@ std::string read_answer(const Wait& wait, const Fd& socket, Deadline attempt) {
     if (!size) size = answer_size(answer);
   }
   return answer;
-}
-
-// 200 of "HTTP/1.1 200 OK"; nullopt when it is no status line.
-std::optional<int> status_of(std::string_view answer) {
-  if (!answer.starts_with("HTTP/")) return std::nullopt;
-  auto space = answer.find(' ');
-  if (space == std::string_view::npos || space > 10) return std::nullopt;
-  std::string_view code = answer.substr(space + 1, 3);
-  int status = 0;
-  auto result = std::from_chars(code.data(), code.data() + code.size(), status);
-  if (result.ec != std::errc() || result.ptr != code.data() + 3 || status < 100)
-    return std::nullopt;
-  return status;
 }
 
 std::string request_for(const Wait& wait) {

@@ -4,12 +4,12 @@
 #include <re2/re2.h>
 
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 
 #include "lifecycle/condition_kinds.h"
 #include "lifecycle/log_tail.h"
 #include "lifecycle/path_watch.h"
+#include "lifecycle/watch_lines.h"
 #include "util/error.h"
 #include "util/in_root.h"
 
@@ -18,7 +18,6 @@ namespace {
 
 // Mounts come without an event, and a host may be out of inotify watches.
 constexpr std::int64_t kSafetyUs = 1'000'000;
-constexpr std::size_t kTextLimit = 1 << 20;
 
 bool looks_true(Wait& wait, const PathWatch& watch) {
   if (try_open_in_root(watch.root(), watch.path(), O_PATH)) {
@@ -28,59 +27,6 @@ bool looks_true(Wait& wait, const PathWatch& watch) {
   wait.see(errno == ENOENT ? "it does not exist" : std::strerror(errno));
   return false;
 }
-
-// Joins what the log's writer cut: parts marked P belong to the next F of the same stream.
-class LogText {
- public:
-  // The finished text that this line ends; nullopt when it is only a part.
-  std::optional<std::string> add(std::string_view line) {
-    std::string_view rest = line;
-    next_word(rest);  // the time
-    std::string_view stream = next_word(rest), mark = next_word(rest);
-    if ((stream != "stdout" && stream != "stderr") || (mark != "F" && mark != "P"))
-      return std::string(line);
-    std::string& text = stream == "stdout" ? out_ : err_;
-    text += rest;
-    // A program that never ends its line is looked at all the same.
-    if (mark == "P" && text.size() < kTextLimit) return std::nullopt;
-    return std::exchange(text, {});
-  }
-
- private:
-  static std::string_view next_word(std::string_view& text) {
-    auto space = text.find(' ');
-    std::string_view word = text.substr(0, space);
-    text = space == std::string_view::npos ? std::string_view() : text.substr(space + 1);
-    return word;
-  }
-  std::string out_, err_;
-};
-
-// One line of the notify file: "<pid> <JSON string>".
-struct Datagram {
-  int pid = 0;
-  std::string text;
-
-  static std::optional<Datagram> parse(std::string_view line) {
-    Datagram datagram;
-    auto [end, error] = std::from_chars(line.data(), line.data() + line.size(), datagram.pid);
-    if (error != std::errc()) return std::nullopt;
-    auto json = nlohmann::json::parse(end, line.data() + line.size(), nullptr, false);
-    if (!json.is_string()) return std::nullopt;
-    datagram.text = json.get<std::string>();
-    return datagram;
-  }
-  // The value of KEY=VALUE, one a line, as in sd_notify(3).
-  std::optional<std::string> get(std::string_view key) const {
-    for (std::string_view rest = text; !rest.empty();) {
-      std::string_view line = rest.substr(0, rest.find('\n'));
-      rest.remove_prefix(std::min(line.size() + 1, rest.size()));
-      if (line.starts_with(key) && line.substr(key.size()).starts_with('='))
-        return std::string(line.substr(key.size() + 1));
-    }
-    return std::nullopt;
-  }
-};
 
 // How many workers say by an entry that they are there. Below thaw_dir, which the container can
 // write: a link must not lead elsewhere.

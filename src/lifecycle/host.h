@@ -14,6 +14,10 @@ struct Settings {
   int slots = 2;  // prepared ahead
   bool keep_logs = true;
   std::uint64_t checkpoint_quota = 0;  // bytes all checkpoints may take; 0: what the disk has
+  std::int64_t verify_every_us =
+      7LL * 24 * 3'600'000'000;            // each checkpoint is read whole; 0: never
+  std::uint64_t image_quota = 0;           // bytes all images may take; 0: what the disk has
+  std::uint64_t image_size = 64ull << 30;  // bytes one image may take unpacked
 
   // Traffic: what may be held for a pod while no replica is ready, by each port.
   int hold_connections = 1024;
@@ -24,6 +28,7 @@ struct Settings {
 
   std::string database() const { return data_dir + "/thaw.db"; }
   std::string slot_dir(const std::string& slot) const { return data_dir + "/slots/" + slot; }
+  std::string secrets_dir() const { return data_dir + "/secrets"; }
   std::string log_dir(const std::string& replica) const { return data_dir + "/logs/" + replica; }
   std::string checkpoint_dir(const std::string& id) const {
     return data_dir + "/checkpoints/" + id;

@@ -103,7 +103,10 @@ std::string program_digest(const state::PodSpec& spec, const std::string& image_
   for (const auto& mount : spec.mounts)
     mounts.push_back({mount.source, mount.target, mount.readonly});
   json secrets = json::array();
-  for (const auto& secret : spec.secrets) secrets.push_back({secret.name, secret.file});
+  for (const auto& secret : spec.secrets) {
+    secrets.push_back({secret.name, secret.file});
+    if (!secret.secret.empty()) secrets.back().push_back(secret.secret);
+  }
   // A pod's memory holds what it was told and read: it is for no other pod, however alike.
   json all = {spec.name,
               image_id,
@@ -146,7 +149,8 @@ Effective effective_pause(const state::PodSpec& spec, const std::string& criu_mi
 }
 
 PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
-                  const json& host, const std::string& criu_missing) {
+                  const json& host, const std::string& criu_missing,
+                  const std::string& secrets_dir) {
   PodPlan plan;
   plan.spec = spec;
   plan.version = version;
@@ -172,10 +176,16 @@ PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image:
                   "give an existing file or directory as the mount's source");
     mount.source = real;
   }
-  for (const auto& secret : plan.spec.secrets)
+  for (state::Secret secret : plan.spec.secrets) {
+    bool kept = !secret.secret.empty();
+    if (kept) secret.file = secrets_dir + "/" + secret.secret;
     if (!std::filesystem::is_regular_file(secret.file))
-      throw Error(Code::kInvalid, "use secret", secret.name, secret.file + " is not a file",
-                  "write the secret into that file");
+      throw Error(
+          Code::kInvalid, "use secret", secret.name,
+          kept ? "none of the name " + secret.secret + " is kept" : secret.file + " is not a file",
+          kept ? "keep it with `thaw secret set`" : "write the secret into that file");
+    plan.secrets.push_back(std::move(secret));
+  }
   std::string user = spec.user.empty() ? plan.image_config.value("User", "") : spec.user;
   plan.user = image::resolve_user(plan.rootfs, user);
   plan.program = program_digest(plan.spec, plan.image_id);
@@ -255,7 +265,7 @@ runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& repl
   container.lowers = layers;
   container.lowers.push_back(plan.rootfs);
   container.mounts = plan.spec.mounts;
-  container.secrets = plan.spec.secrets;
+  container.secrets = plan.secrets;
   container.resources = plan.spec.resources;
   // Of its own workspace also by the short name.
   std::size_t mark = plan.spec.name.find(state::kWorkspaceMark);

@@ -33,19 +33,21 @@ Effective effective_checkpoint(const state::PodSpec& spec, const std::string& cr
 // The same of the dumps that `idle: checkpoint` makes, which wait for no condition.
 Effective effective_pause(const state::PodSpec& spec, const std::string& criu_missing);
 
-// A pod version ready to be run: the spec with its image found.
+// A pod version ready to be run: the spec with its image and its secrets found.
 struct PodPlan {
   state::PodSpec spec;
   std::int64_t version = 1;
   std::string image_id, rootfs;  // the overlay's lowest layer
   nlohmann::json image_config;   // of the OCI image; empty for a rootfs
   image::Identity user;
+  std::vector<state::Secret> secrets;  // each with the file that holds it
   std::string program, fingerprint;
   Effective checkpoint;
   Effective pause;  // whether a replica of it can be dumped for `idle: checkpoint`
 };
 PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
-                  const nlohmann::json& host, const std::string& criu_missing);
+                  const nlohmann::json& host, const std::string& criu_missing,
+                  const std::string& secrets_dir);
 
 std::vector<std::string> command_of(const PodPlan& plan);
 // What a replica is waited for before its gate opens, beside checkpoint.when: its `ready`, or

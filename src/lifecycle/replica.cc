@@ -17,6 +17,12 @@
 namespace thaw::lifecycle {
 namespace {
 
+// Of a dump that failed: a host that had no room or time, or a user who is at work in it, says
+// nothing about the program.
+bool counts(Code code) {
+  return code != Code::kExhausted && code != Code::kUnavailable && code != Code::kConflict;
+}
+
 constexpr std::int64_t kDumpBaseUs = 60'000'000;
 // A start that still faulted this often adds to the record of its checkpoint.
 constexpr std::size_t kWorthLearning = 8;
@@ -686,15 +692,13 @@ void Replica::dump(const PodPlan& plan, bool forced, std::string* checkpoint_id,
       return;
     }
     *failure = "it could not be checkpointed: " + result.at("reason").get<std::string>();
+    if (result.contains("beside")) count = counts(result["beside"].get<Code>());
     note_criu_log(services_.database,
                   {.pod = row_.pod, .replica = row_.id, .checkpoint = ticket->id}, "dump",
                   result.value("log_tail", ""));
   } catch (const Error& error) {
     *failure = std::string("it could not be checkpointed: ") + error.what();
-    // A host that had no room or time, or a user who is at work in it, says nothing about the
-    // program.
-    count = error.code() != Code::kExhausted && error.code() != Code::kUnavailable &&
-            error.code() != Code::kConflict;
+    count = counts(error.code());
   }
   if (!ticket) return;
   services_.checkpoints.dump_failed(*ticket, *failure, count && !stop_asked());

@@ -120,6 +120,7 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
     }
     attempt.end.criu_refused = true;
     attempt.end.timed_out = result.at("timed_out");
+    if (result.contains("beside")) attempt.end.error = result["beside"].get<Code>();
     attempt.end.reason = result.at("reason");
     attempt.log_tail = result.at("log_tail");
     attempt.end.oom_kills = oom_kills(slot);

@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -47,6 +48,30 @@ using nlohmann::json;
 constexpr int kControlNumber = 3;
 // Numbers of the container's stdio in a waiting CRIU.
 constexpr int kSwrkStdin = 10, kSwrkStdout = 11, kSwrkStderr = 12;
+
+// CRIU seldom says that a disk was full, and never which.
+bool is_full(const std::string& path) {
+  constexpr std::uint64_t kLittle = 1 << 20;
+  struct statvfs info {};
+  return ::statvfs(path.c_str(), &info) == 0 &&
+         (info.f_bavail * info.f_frsize < kLittle || (info.f_files && info.f_favail == 0));
+}
+
+// What CRIU has not done, and, where that is not its word, the code of the cause beside it.
+json failure_of(const checkpoint::CriuOutcome& outcome, const std::vector<std::string>& written) {
+  json result = {{"success", false},
+                 {"timed_out", outcome.timed_out},
+                 {"error_number", outcome.error_number},
+                 {"reason", outcome.reason},
+                 {"log_tail", outcome.log_tail}};
+  if (outcome.beside) result["beside"] = static_cast<int>(*outcome.beside);
+  for (const std::string& path : written)
+    if (is_full(path)) {
+      result["beside"] = static_cast<int>(Code::kExhausted);
+      result["reason"] = outcome.reason + " (the disk of " + path + " is full)";
+    }
+  return result;
+}
 
 // Where time went, for the replica's phases. Absolute monotonic times.
 class PhaseList {
@@ -780,12 +805,9 @@ json Shim::restore(const json& request) {
                                  request.at("log_dir").get<std::string>() + "/restore.log",
                                  std::filesystem::copy_options::overwrite_existing, ignored);
     }
-    return {{"success", false},
-            {"timed_out", outcome.timed_out},
-            {"error_number", outcome.error_number},
-            {"reason", outcome.reason},
-            {"log_tail", outcome.log_tail},
-            {"phases", phases.list()}};
+    json result = failure_of(outcome, {paths_.criu_work()});
+    result["phases"] = phases.list();
+    return result;
   }
 
   fault("shim.restore.done", {"container", outcome.pid});
@@ -935,15 +957,12 @@ json Shim::dump(const json& request) {
       },
       deadline);
   if (!outcome.success) {
-    images.reset();
-    unstage();
     std::string obstacle = checkpoint::find_obstacle(cgroup_->pids());
     if (!obstacle.empty()) outcome.reason = obstacle + " (" + outcome.reason + ")";
-    return {{"success", false},
-            {"timed_out", outcome.timed_out},
-            {"error_number", outcome.error_number},
-            {"reason", outcome.reason},
-            {"log_tail", outcome.log_tail}};
+    json result = failure_of(outcome, {images_path, directory, paths_.criu_work()});
+    images.reset();
+    unstage();
+    return result;
   }
   if (criu.leave_stopped) {
     resting_since_us_ = monotonic_us();

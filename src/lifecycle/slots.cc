@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <new>
+#include <system_error>
 
 #include "util/error.h"
 #include "util/fault.h"
@@ -19,6 +21,14 @@ namespace thaw::lifecycle {
 namespace {
 // A host without memory, processes or descriptors must not be hammered.
 constexpr auto kRefillPause = std::chrono::seconds(2);
+
+// No descriptors, memory or threads for us: that says nothing about a shim.
+bool no_room(const std::exception& error) {
+  auto ours = dynamic_cast<const Error*>(&error);
+  return (ours && ours->code() == Code::kExhausted) ||
+         dynamic_cast<const std::bad_alloc*>(&error) ||
+         dynamic_cast<const std::system_error*>(&error);
+}
 }  // namespace
 
 Slots::Slots(const Settings& settings, checkpoint::CriuInstall criu, network::Network& network)
@@ -214,7 +224,7 @@ std::vector<std::string> Slots::found() const {
   return names;
 }
 
-std::unique_ptr<Slot> Slots::adopt(const std::string& name) noexcept {
+std::unique_ptr<Slot> Slots::adopt(const std::string& name) {
   auto slot = std::make_unique<Slot>();
   slot->name = name;
   slot->paths.dir = settings_.slot_dir(name);
@@ -235,6 +245,10 @@ std::unique_ptr<Slot> Slots::adopt(const std::string& name) noexcept {
       slot->shim->set_exit_status(status_from_json(status.at("status")));
     return slot;
   } catch (const std::exception& error) {
+    if (no_room(error))
+      throw Error(Code::kExhausted, "take back the replica in slot", name, describe(error),
+                  "raise the daemon's limits (LimitNOFILE=, TasksMax=) and start it again: its "
+                  "replicas run on");
     log::info("cleaning up after a slot whose shim is gone",
               {{"slot", name}, {"reason", error.what()}});
     slot->shim.reset();

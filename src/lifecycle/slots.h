@@ -43,8 +43,8 @@ class Slots {
   // could not be removed is logged and tried at the next start.
   void destroy(std::unique_ptr<Slot> slot) noexcept;
   // After a daemon's restart: a slot whose shim lives; nullptr (and everything cleaned up) when it
-  // does not.
-  std::unique_ptr<Slot> adopt(const std::string& name) noexcept;
+  // does not. Throws when the host has no room to find out: nothing has happened to the slot then.
+  std::unique_ptr<Slot> adopt(const std::string& name);
   // Names found in the data directory.
   std::vector<std::string> found() const;
   void close();  // ends the refilling and destroys the unused ones

@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include <cerrno>
 #include <span>
@@ -22,6 +23,7 @@
 #include "network/network.h"
 #include "pods/memory_pressure.h"
 #include "pods/metrics.h"
+#include "pods/secret_store.h"
 #include "pods/secrets.h"
 #include "pods/spec.h"
 #include "pods/traffic.h"
@@ -40,6 +42,7 @@ using lifecycle::State;
 
 constexpr int kKeptReplicas = 20;  // ended ones, for `thaw ps -a`
 constexpr std::int64_t kFirstPauseUs = 1'000'000, kLongestPauseUs = 300'000'000;
+constexpr std::uint64_t kDiskReserve = 256u << 20;  // left for what the daemon itself writes
 constexpr std::int64_t kRefillPauseUs = 300'000;
 constexpr std::int64_t kLeastCheckUs = 100'000;  // between two looks at what is in use
 constexpr std::int64_t kLeastQuietUs = 1'000'000;
@@ -146,6 +149,7 @@ struct Controller::Impl {
       : settings(std::move(wanted)),
         lock_file(lock_directory(settings.data_dir)),
         database(settings.database()),
+        secrets(settings.secrets_dir()),
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
         gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
@@ -179,6 +183,7 @@ struct Controller::Impl {
   lifecycle::Settings settings;
   Fd lock_file;
   state::Database database;
+  SecretStore secrets;
   std::string criu_missing;
   checkpoint::CriuInstall criu;
   nlohmann::json host;
@@ -241,7 +246,9 @@ struct Controller::Impl {
 
   // Without `import`: kUnavailable when the image is not in the store.
   PodPlan plan_for(const state::PodSpec& spec, std::int64_t version, bool import = true) {
-    if (spec.image.empty()) return lifecycle::make_plan(spec, version, nullptr, host, criu_missing);
+    if (spec.image.empty())
+      return lifecycle::make_plan(spec, version, nullptr, host, criu_missing,
+                                  settings.secrets_dir());
     auto row = database.image(spec.image);
     std::optional<image::Image> found;
     if (row)
@@ -252,10 +259,36 @@ struct Controller::Impl {
                   "its image " + spec.image + " is not in the store", "wait until it is imported");
     if (!found) {
       found = image::import_image(settings.data_dir, spec.image, Deadline::after_ms(30 * 60'000),
-                                  ending.get());
+                                  ending.get(), {}, image_limits());
       database.put_image({found->id, spec.image, found->bytes, wall_us(), found->config});
     }
-    return lifecycle::make_plan(spec, version, &*found, host, criu_missing);
+    return lifecycle::make_plan(spec, version, &*found, host, criu_missing, settings.secrets_dir());
+  }
+
+  // What one more image may take.
+  image::UnpackLimits image_limits() {
+    image::UnpackLimits limits{.bytes = settings.image_size};
+    auto at_most = [&](std::uint64_t whole, std::uint64_t used, const std::string& bound) {
+      std::uint64_t left = whole - std::min(whole, used);
+      if (left >= limits.bytes) return;
+      limits.bytes = std::max<std::uint64_t>(left, 1);
+      limits.bound = bound;
+    };
+    if (settings.image_quota) {
+      std::map<std::string, std::uint64_t> sizes;
+      for (const auto& row : database.images()) sizes[row.id] = row.bytes;
+      std::uint64_t used = 0;
+      for (auto& [id, bytes] : sizes) used += bytes;
+      at_most(settings.image_quota, used,
+              "--image-quota, of which " + format_bytes(used) + " are in use");
+    }
+    struct statvfs disk {};
+    if (::statvfs(settings.data_dir.c_str(), &disk) == 0) {
+      at_most(static_cast<std::uint64_t>(disk.f_bavail) * disk.f_frsize, kDiskReserve,
+              "what the disk has left");
+      if (disk.f_files) limits.files = std::min<std::uint64_t>(limits.files, disk.f_favail);
+    }
+    return limits;
   }
 
   // Everything that leads clients to the pod; nothing has changed when it throws.
@@ -444,9 +477,14 @@ struct Controller::Impl {
       else
         lost.emplace_back(row, "the daemon ended while it was " + row.state);
     }
+    // All of them before anything is done with one: a daemon that has no room for that ends, and
+    // whatever lives in them lives on.
+    std::map<std::string, std::unique_ptr<lifecycle::Slot>> taken;
     for (const std::string& name : slots.found()) {
-      auto slot = slots.adopt(name);
+      taken[name] = slots.adopt(name);
       fault_point("adopt.slot");
+    }
+    for (auto& [name, slot] : taken) {
       auto found = by_slot.find(name);
       if (found == by_slot.end()) {
         slots.destroy(std::move(slot));
@@ -1007,21 +1045,27 @@ Controller::~Controller() {
 }
 
 void Controller::start() {
-  impl_->load_pods();
-  if (impl_->front) impl_->front->start();
-  impl_->gateway.listen_for_links(network::link_listener(impl_->network.instance()),
-                                  network::kLinkPort,
-                                  [this](const std::string& replica, const std::string& link) {
-                                    return impl_->links.find(replica, link);
-                                  });
-  impl_->adopt_replicas();
-  impl_->network.remove_stray_interfaces();
-  impl_->slots.start_refill();
-  std::int64_t later = INT64_MAX;
-  impl_->clean_up(later);
-  impl_->running = true;
-  impl_->reconciler = std::thread([this] { impl_->reconcile_loop(); });
-  impl_->mender = std::thread([this] { impl_->mend_loop(); });
+  try {
+    impl_->load_pods();
+    if (impl_->front) impl_->front->start();
+    impl_->gateway.listen_for_links(network::link_listener(impl_->network.instance()),
+                                    network::kLinkPort,
+                                    [this](const std::string& replica, const std::string& link) {
+                                      return impl_->links.find(replica, link);
+                                    });
+    impl_->adopt_replicas();
+    impl_->network.remove_stray_interfaces();
+    impl_->slots.start_refill();
+    std::int64_t later = INT64_MAX;
+    impl_->clean_up(later);
+    impl_->running = true;
+    impl_->reconciler = std::thread([this] { impl_->reconcile_loop(); });
+    impl_->mender = std::thread([this] { impl_->mend_loop(); });
+  } catch (...) {
+    // What was taken back already lives on.
+    for (auto& [id, replica] : impl_->replicas) replica->detach();
+    throw;
+  }
 }
 
 void Controller::shutdown(bool stop_replicas) {
@@ -1391,6 +1435,12 @@ void Controller::remove_checkpoint(const std::string& text) {
   impl_->checkpoints.remove(checkpoint(text).id);
 }
 
+state::CheckpointRow Controller::verify_checkpoint(const std::string& text) {
+  std::string id = checkpoint(text).id;
+  impl_->checkpoints.verify(id);
+  return checkpoint(id);
+}
+
 PodView Controller::retry_checkpoint(const std::string& name) {
   std::scoped_lock lock(impl_->mutex);
   Impl::Pod& pod = impl_->find_pod(name);
@@ -1408,8 +1458,9 @@ PodView Controller::retry_checkpoint(const std::string& name) {
 
 state::ImageRow Controller::import_image(const std::string& reference,
                                          const std::function<void(const std::string&)>& progress) {
-  image::Image image = image::import_image(impl_->settings.data_dir, reference,
-                                           Deadline::after_ms(30 * 60'000), -1, progress);
+  image::Image image =
+      image::import_image(impl_->settings.data_dir, reference, Deadline::after_ms(30 * 60'000), -1,
+                          progress, impl_->image_limits());
   state::ImageRow row{image.id, reference, image.bytes, wall_us(), image.config};
   impl_->database.put_image(row);
   return row;
@@ -1431,6 +1482,25 @@ void Controller::remove_image(const std::string& text) {
   }
   image::remove_image(impl_->settings.data_dir, row->id);
   impl_->database.remove_image(row->id);
+}
+
+bool Controller::put_secret(const std::string& name, std::string_view value) {
+  bool created = impl_->secrets.put(name, value);
+  log::info("a secret was set", {{"name", name}});
+  return created;
+}
+
+std::vector<SecretRow> Controller::secrets() { return impl_->secrets.list(); }
+
+void Controller::remove_secret(const std::string& name) {
+  std::scoped_lock lock(impl_->mutex);
+  for (auto& [other, pod] : impl_->pods)
+    for (const auto& secret : pod.spec.secrets)
+      if (secret.secret == name)
+        throw Error(Code::kConflict, "remove secret", name, "pod '" + other + "' uses it",
+                    "remove the pod first, or deploy it without");
+  impl_->secrets.remove(name);
+  log::info("a secret was removed", {{"name", name}});
 }
 
 std::string Controller::metrics() {

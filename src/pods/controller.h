@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lifecycle/host.h"
+#include "pods/secret_store.h"
 #include "state/database.h"
 #include "state/spec.h"
 #include "util/process.h"
@@ -96,6 +97,8 @@ class Controller {
   // Dumps a ready replica of the pod now (its traffic is held meanwhile). Waits for the end.
   state::CheckpointRow create_checkpoint(const std::string& pod);
   void remove_checkpoint(const std::string& id_or_prefix);
+  // Reads all of it. Error kCorrupt when it is broken: it is not offered any more.
+  state::CheckpointRow verify_checkpoint(const std::string& id_or_prefix);
   // Forgets the failures of the pod: the next cold start dumps, the next start restores.
   PodView retry_checkpoint(const std::string& pod);
 
@@ -103,6 +106,11 @@ class Controller {
                                const std::function<void(const std::string&)>& progress);
   std::vector<state::ImageRow> images();
   void remove_image(const std::string& id_or_reference);
+
+  // Secrets that are kept here for pods to name.
+  bool put_secret(const std::string& name, std::string_view value);  // true: it is new
+  std::vector<SecretRow> secrets();
+  void remove_secret(const std::string& name);  // kConflict while a pod names it
 
   std::vector<CheckResult> doctor();
   std::string metrics();  // for Prometheus

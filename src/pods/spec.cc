@@ -5,6 +5,7 @@
 #include "pods/condition_spec.h"
 #include "pods/document.h"
 #include "pods/fields.h"
+#include "pods/secret_store.h"
 #include "util/error.h"
 
 namespace thaw::pods {
@@ -48,7 +49,10 @@ const std::vector<Field<state::Secret>>& secret_fields() {
                  "a file name of letters, digits, '-', '_' and '.'"},
             "Its name below /run/thaw/secrets.", kRequired),
       field("file", &Secret::file, HostPath{},
-            "File of the host that holds it; read at every start.", kRequired),
+            "File of the host that holds it; read at every start."),
+      field("secret", &Secret::secret,
+            Text{kSecretName, "the name of a secret: letters, digits, '-', '_', '.'"},
+            "Name of a secret that the daemon keeps (`thaw secret set`); read at every start."),
   };
   return fields;
 }
@@ -341,8 +345,8 @@ const std::vector<Field<PodSpec>>& pod_fields() {
         field("mounts", &PodSpec::mounts, ListOf<Object<Mount>>{{mount_fields}},
               "Files and folders of the host; they do not belong to a checkpoint."),
         field("secrets", &PodSpec::secrets, ListOf<Object<state::Secret>>{{secret_fields}},
-              "Files of the host that are shown below /run/thaw/secrets; in memory, in no "
-              "checkpoint."),
+              "Secrets, of files of the host or of the daemon's, that are shown below "
+              "/run/thaw/secrets; in memory, in no checkpoint."),
         field("ports", &PodSpec::ports, ListOf<PortType>{},
               "Published TCP ports; the first one is the default of http and tcp conditions."),
         routes_field(),
@@ -406,11 +410,7 @@ class Checks {
     ports();
     routes();
     links();
-    for (std::size_t i = 0; i < spec_.secrets.size(); ++i)
-      for (std::size_t j = 0; j < i; ++j)
-        if (spec_.secrets[i].name == spec_.secrets[j].name)
-          refuse("secrets[" + std::to_string(i) + "].name", "two secrets have this name",
-                 "give each a name of its own");
+    secrets();
     if (spec_.min_replicas > spec_.max_replicas)
       refuse("replicas",
              "min " + std::to_string(spec_.min_replicas) + " is more than max " +
@@ -497,6 +497,19 @@ class Checks {
           refuse("routes[" + std::to_string(i) + "]",
                  "it matches the same requests as routes[" + std::to_string(j) + "]",
                  "leave one of them out");
+  }
+
+  void secrets() const {
+    for (std::size_t i = 0; i < spec_.secrets.size(); ++i) {
+      const state::Secret& one = spec_.secrets[i];
+      std::string path = "secrets[" + std::to_string(i) + "]";
+      if (one.file.empty() == one.secret.empty())
+        refuse(path, one.file.empty() ? "neither file nor secret is given" : "it has a file, too",
+               "give file, a file of the host, or secret, the name of one that is kept");
+      for (std::size_t j = 0; j < i; ++j)
+        if (one.name == spec_.secrets[j].name)
+          refuse(path + ".name", "two secrets have this name", "give each a name of its own");
+    }
   }
 
   void links() const {

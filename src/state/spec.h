@@ -18,10 +18,12 @@ struct Mount {
   bool operator==(const Mount&) const = default;
 };
 
-// A file of the host that a replica reads at /run/thaw/secrets/NAME. It lies in memory, in no
-// checkpoint, and is read anew at every start.
+// What a replica reads at /run/thaw/secrets/NAME: a file of the host, or a secret that the daemon
+// keeps (pods/secret_store.h). It lies in memory, in no checkpoint, and is read anew at every
+// start.
 struct Secret {
   std::string name, file;  // file: absolute path on the host
+  std::string secret;      // or the name of one that is kept
   bool operator==(const Secret&) const = default;
 };
 

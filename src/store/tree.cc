@@ -260,7 +260,8 @@ class Hasher {
     add(length.data(), length.size());
     add(text.data(), text.size());
   }
-  void add_file(const Fd& file, const std::string& path) {
+  void add_file(const Fd& file, const std::string& path,
+                const std::function<void()>& between = {}) {
     std::string buffer(1 << 20, '\0');
     for (;;) {
       ssize_t n = ::read(file.get(), buffer.data(), buffer.size());
@@ -268,6 +269,7 @@ class Hasher {
       check(n, "read", path);
       if (n == 0) return;
       add(buffer.data(), static_cast<std::size_t>(n));
+      if (between) between();
     }
   }
   std::string hex() {
@@ -348,9 +350,9 @@ std::string digest_tree(const std::string& directory) {
   return hasher.hex();
 }
 
-std::string digest_file(const std::string& path) {
+std::string digest_file(const std::string& path, const std::function<void()>& between) {
   Hasher hasher;
-  hasher.add_file(Fd::open(path, O_RDONLY | O_NOFOLLOW), path);
+  hasher.add_file(Fd::open(path, O_RDONLY | O_NOFOLLOW), path, between);
   return hasher.hex();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -35,7 +36,7 @@ std::uint64_t tree_bytes(const std::string& directory);
 // and contents, in sorted order.
 std::string digest_tree(const std::string& directory);
 
-// sha256 hex of a file's contents.
-std::string digest_file(const std::string& path);
+// sha256 hex of a file's contents. `between`: called after each MiB; it may throw.
+std::string digest_file(const std::string& path, const std::function<void()>& between = {});
 
 }  // namespace thaw::store

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,6 +37,8 @@ constexpr std::size_t kCaptureLimit = 16u << 20;
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
   if (options.new_session) ::setsid();
   if (options.new_ipc_namespace && ::unshare(CLONE_NEWIPC) != 0) fail();
+  rlimit limit{options.file_limit, options.file_limit};
+  if (options.file_limit && ::setrlimit(RLIMIT_FSIZE, &limit) != 0) fail();
   for (const std::string& file_name : options.join_cgroups) {
     int fd = ::open(file_name.c_str(), O_WRONLY | O_CLOEXEC);
     if (fd < 0 || ::write(fd, "0", 1) != 1) fail();

@@ -30,6 +30,7 @@ struct ProcessOptions {
       join_cgroups;          // cgroup.procs files the child writes itself to before exec
   bool new_session = false;  // setsid
   bool new_ipc_namespace = false;
+  std::uint64_t file_limit = 0;  // bytes that a file it writes may have; 0: no limit
 };
 
 // A started child. The destructor kills (SIGKILL) and reaps a child that was not waited for.

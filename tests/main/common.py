@@ -376,6 +376,34 @@ def connections_inside(daemon, replica):
     return [line.split()[3] for line in lines]
 
 
+@contextlib.contextmanager
+def small_disk(folder, mib, *options):
+    """A disk of its own, mounted at the folder."""
+    with tempfile.TemporaryDirectory(prefix="thaw-disk-", dir="/var/tmp") as beside:
+        disk = os.path.join(beside, "disk")
+        with open(disk, "wb") as file:
+            file.truncate(mib << 20)
+        run("mkfs.ext4", "-q", "-F", "-m", "0", *options, disk)
+        run("mount", "-o", "loop", disk, folder)
+        try:
+            run("rmdir", folder / "lost+found")
+            yield
+        finally:
+            if os.path.ismount(folder):  # a daemon's end may have taken it away
+                run("umount", folder)
+
+
+def fill(file):
+    """Writes a file until its disk is full, which must be one of small_disk's."""
+    disk = os.statvfs(pathlib.Path(file).parent)
+    check(disk.f_blocks * disk.f_frsize < 2 << 30, f"{file} is on no small disk")
+    with open(file, "wb", buffering=0) as out:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(bytes(size))
+
+
 def run(*argv, timeout=60):
     done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=timeout, check=False)
     check(done.returncode == 0, f"`{' '.join(map(str, argv))}` ended with {done.returncode}: {done.stderr.strip()}")

@@ -3,13 +3,18 @@
 import contextlib
 import errno
 import os
+import pathlib
 import signal
 import socket
+import sys
 import tempfile
 
-import thawtest
-from common import Pod, run
-from thawtest import check, equal, wait_for
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "torture"))
+
+import full_disk  # noqa: E402
+import thawtest  # noqa: E402
+from common import Pod, fill, run, small_disk  # noqa: E402
+from thawtest import check, equal, wait_for  # noqa: E402
 
 GO = {"file": "/ctl/go"}
 MIB = 1 << 20
@@ -81,32 +86,6 @@ def test_quota():
         equal(daemon.destroy(), [], "what had to be ended by force")
 
 
-@contextlib.contextmanager
-def small_disk(folder, mib, *options):
-    """A disk of its own, mounted at the folder."""
-    with tempfile.TemporaryDirectory(prefix="thaw-disk-", dir="/var/tmp") as beside:
-        disk = os.path.join(beside, "disk")
-        with open(disk, "wb") as file:
-            file.truncate(mib * MIB)
-        run("mkfs.ext4", "-q", "-F", "-m", "0", *options, disk)
-        run("mount", "-o", "loop", disk, folder)
-        try:
-            run("rmdir", folder / "lost+found")
-            yield
-        finally:
-            if os.path.ismount(folder):  # a daemon's end may have taken it away
-                run("umount", folder)
-
-
-def fill(file):
-    """Writes a file until its disk is full."""
-    with open(file, "wb", buffering=0) as out:
-        for size in (MIB, 4096, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    out.write(bytes(size))
-
-
 def test_full_disk():
     """A disk without room: no dump is begun, the pod serves, and the event says what to do."""
     with thawtest.Daemon() as daemon:
@@ -155,6 +134,12 @@ def test_logs():
         daemon.remove("web")
         equal(os.listdir(logs), [], "logs of a pod that is gone")
         equal(daemon.destroy(), [], "what had to be ended by force")
+
+
+def test_full_while_it_dumps():
+    """The disk runs full in the middle of a dump: the pod serves, and the program is not blamed. `make torture` fills it at every step."""
+    work = full_disk.run([("shim.dump.criu", "cold")])
+    check(not work.broken, "\n".join(work.broken))
 
 
 TELL = "import os, socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"

@@ -69,6 +69,32 @@ def flip(daemon, checkpoint):
     flip_a_byte(pages(daemon, checkpoint))
 
 
+def test_verify():
+    """What its disk has lost of a checkpoint that nobody starts from is found: by `thaw checkpoint verify`, and by the daemon itself."""
+    with thawtest.Daemon() as daemon:
+        pod, checkpoint = checkpointed(daemon)
+        before = os.stat(daemon.data / "checkpoints" / checkpoint["id"] / "checked").st_mtime_ns
+        equal(daemon.cli("checkpoint", "verify", checkpoint["id"][:6]).stdout, checkpoint["id"][:6] + "\n", "`thaw checkpoint verify`")
+        check(os.stat(daemon.data / "checkpoints" / checkpoint["id"] / "checked").st_mtime_ns > before, "the time of the last look is not written down")
+        flip(daemon, checkpoint)
+        done = daemon.cli("checkpoint", "verify", "--all", check_exit=False)
+        check(done.returncode == 1 and "contents have changed" in done.stderr, f"`thaw checkpoint verify --all`: {done.returncode}, {done.stderr}")
+        equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "restore_failed", "the checkpoint")
+        since = daemon.last_event()
+        equal(daemon.scale(pod.name, 1)[0]["started_from"], "cold", "what the next replica starts from")
+
+        fresh = pod.wait_checkpoint(after=since)
+        daemon.scale(pod.name, 0)
+        since = daemon.last_event()
+        daemon.stop()
+        flip(daemon, fresh)
+        daemon.arguments += ["--verify-every", "1s"]
+        daemon.start()
+        pod.wait_checkpoint("restore_failed", after=since)
+        daemon.clear()
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
 def flip_and_restart(daemon, checkpoint):
     """Nothing but the digest can tell: size and times are as they were."""
     file = pages(daemon, checkpoint)

@@ -1,4 +1,4 @@
-"""The host has no descriptors or processes left for the daemon, or CRIU hangs: what runs runs on, what is asked for is refused or tried
+"""The host has no descriptors, processes or memory left for the daemon, or CRIU hangs: what runs runs on, what is asked for is refused or tried
 again, and when there is room again nothing is lost and nothing is left."""
 
 import contextlib
@@ -49,6 +49,18 @@ def few_processes(daemon):
         wait_for(lambda: emptied(group, home), "the cgroup is empty")
 
 
+@contextlib.contextmanager
+def little_memory(daemon):
+    """Room for one thread more than it has."""
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_AS)
+    pages = int(pathlib.Path(f"/proc/{daemon.pid}/statm").read_text().split()[0])
+    resource.prlimit(daemon.pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + (12 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_AS, before)
+
+
 def emptied(group, home):
     for pid in (group / "cgroup.procs").read_text().split():
         with contextlib.suppress(OSError):
@@ -91,6 +103,10 @@ def test_few_descriptors(daemon):
 
 def test_few_processes(daemon):
     under(few_processes, daemon)
+
+
+def test_little_memory(daemon):
+    under(little_memory, daemon)
 
 
 def test_criu_hangs(daemon):

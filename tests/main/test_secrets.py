@@ -1,4 +1,5 @@
-"""Secrets: files of the host, shown in memory at /run/thaw/secrets, in no checkpoint, fresh at every start, and told nowhere."""
+"""Secrets: files of the host, or kept by the daemon, shown in memory at /run/thaw/secrets, in no checkpoint, fresh at every start, and told
+nowhere."""
 
 import json
 
@@ -81,6 +82,31 @@ def test_missing(daemon):
         pod.spec["secrets"] = [{"name": bad, "file": "/etc/hostname"}]
         done = daemon.cli("deploy", "-", input=json.dumps(pod.spec), check_exit=False)
         equal(done.returncode, 2, f"exit code of a deploy with a secret named {bad!r}")
+
+
+def test_kept(daemon):
+    """By the daemon, in a file of root's: set from standard input, shown to nobody, changed for the next start, not removed while it is named."""
+    equal(daemon.cli("secret", "set", "api-token", input=FIRST).stdout, "api-token\n", "`thaw secret set`")
+    folder = daemon.data / "secrets"
+    equal([oct(path.stat().st_mode) for path in (folder, folder / "api-token")], ["0o40700", "0o100600"], "modes")
+    pod = Pod(daemon, "names", when=GO, user="app", secrets=[{"name": "token", "secret": "api-token"}])
+    pod.warm()
+    pod.wait_checkpoint()
+    equal(daemon.exec(pod.only_replica()["id"], "cat", "/run/thaw/secrets/token"), FIRST, "the secret of the cold replica")
+    equal(daemon.api("PUT", "/v1/secrets/api-token", SECOND.encode()), {"name": "api-token", "created": False}, "a change")
+    row = daemon.scale(pod.name, 2)[1]
+    equal(row["outcome"], "Restored", f"how the second started ({row['reason']})")
+    equal(daemon.exec(row["id"], "sh", "-c", "cat /run/thaw/secrets/token; stat -c ' %a %u' /run/thaw/secrets/token").split(), [SECOND, "400", "1000"], "the secret of the restored replica")
+    said = everything_said(daemon, pod) + json.dumps(daemon.api("GET", "/v1/secrets")) + daemon.cli("secret", "ls").stdout
+    check("api-token" in said and FIRST not in said and SECOND not in said, "the secret is told, or its name is not")
+    equal(holds(daemon.data, FIRST) + holds(daemon.data, SECOND), [str(folder / "api-token")], "files that hold the secret")
+    done = daemon.cli("secret", "rm", "api-token", check_exit=False)
+    check(done.returncode == 5 and "'names' uses it" in done.stderr, f"`thaw secret rm` of one in use: {done.returncode}, {done.stderr}")
+    daemon.remove(pod.name)
+    daemon.cli("secret", "rm", "api-token")
+    equal(daemon.api("GET", "/v1/secrets"), [], "the secrets")
+    done = daemon.cli("deploy", "-", input=json.dumps(pod.spec), check_exit=False)
+    check(done.returncode == 2 and "thaw secret set" in done.stderr, f"`thaw deploy` that names none: {done.returncode}, {done.stderr}")
 
 
 def test_variable_warns(daemon):

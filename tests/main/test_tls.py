@@ -139,6 +139,12 @@ def test_workspaces():
             check(f"{other}--" not in told and theirs not in told and ids[other] not in told, f"{name} is told of {other}")
             check('pod=\\"web\\"' in told, "metrics of its own pod")
             equal(call(name, "GET", "/v1/doctor")[0], 403, f"doctor for {name}")
+            equal(call(name, "PUT", "/v1/secrets/key", name)[0], 201, f"a secret of {name}")
+            equal([s["name"] for s in call(name, "GET", "/v1/secrets")[1]], ["key"], f"secrets that {name} sees")
+            equal(call(name, "DELETE", f"/v1/secrets/{other}--key")[0], 404, f"the other's secret for {name}")
+            taken = call(name, "POST", "/v1/pods?dry_run=true", {**spec, "secrets": [{"name": "x", "secret": f"{other}--key"}]})
+            equal(taken[0], 200, f"a specification with such a name ({taken[1]})")
+            equal(call(name, "POST", "/v1/pods", {**spec, "secrets": [{"name": "x", "secret": f"{other}--key"}]})[0], 400, f"the other's secret in a pod of {name}")
             equal(call(name, "POST", "/v1/pods", {**spec, "mounts": [{"source": str(folder), "target": "/x", "readonly": True}]})[0], 403, "another folder")
         # Started from its own checkpoint, executed in by its short name, and gone without the other.
         status, pod = call("a", "POST", "/v1/pods/web/scale", {"replicas": 2, "wait": "60s"})

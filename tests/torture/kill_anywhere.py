@@ -14,6 +14,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -54,9 +55,10 @@ def cases(words=()):
 class Torture:
     """One daemon's data directory, killed again and again."""
 
-    def __init__(self):
-        self.daemon = thawtest.Daemon(slots=1)
-        self.daemon.start()
+    def __init__(self, daemon=None):
+        self.daemon = daemon or thawtest.Daemon(slots=1)
+        if not self.daemon.running():
+            self.daemon.start()
         self.at_rest = self.rest()
         self.killed = self.checked = 0
         self.broken = []
@@ -226,6 +228,7 @@ class Torture:
     def walk(self, step, victim, path):
         daemon = self.daemon
         pod = getattr(self, "before_" + path)()
+        self.since = self.daemon.last_event()
         self.faulty(step, victim)
         with contextlib.suppress(ApiError, OSError, http.client.HTTPException, Failure):
             if daemon.running():
@@ -244,6 +247,10 @@ class Torture:
             daemon.restart(kill=True)
             self.attempt(lambda: wait_for(self.settled, "everything is settled", SETTLED_S, 0.1), "everything is settled after a restart")
         getattr(self, "after_" + path)(pod)
+        self.finish(pod)
+
+    def finish(self, pod):
+        daemon = self.daemon
         self.attempt(lambda: wait_for(self.settled, "everything is settled", SETTLED_S, 0.1), "everything is settled at the end")
         self.check_records()
         self.check_gates(pod)
@@ -319,6 +326,8 @@ class Torture:
     def after_restore(self, pod):
         rows = self.daemon.api("GET", f"/v1/checkpoints?pod={pod.name}")
         self.hold(any(row["status"] == "available" for row in rows), "one kill has taken the pod its checkpoint")
+        blamed = [e["message"] for e in pod.events(after=self.since) if e["data"].get("outcome") in ("Refused", "Corrupt", "AppFailed")]
+        self.hold(not blamed, f"a kill is held against the checkpoint: {blamed}")
         if not self.daemon.replicas(pod.name, "ready"):
             self.attempt(lambda: self.daemon.scale(pod.name, 1), "the pod starts")
         self.serves(pod)
@@ -458,6 +467,22 @@ def wait_or_none(predicate, timeout):
         return wait_for(predicate, "", timeout, 0.01)
     except Failure:
         return None
+
+
+@contextlib.contextmanager
+def aside(work, *arguments):
+    """work(*arguments) on a thread of its own, which has ended when this has; what it raises is nobody's."""
+
+    def quietly():
+        with contextlib.suppress(ApiError, OSError, http.client.HTTPException, Failure):
+            work(*arguments)
+
+    thread = threading.Thread(target=quietly)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def answers(daemon):

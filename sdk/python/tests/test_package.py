@@ -126,7 +126,7 @@ class Pods(unittest.TestCase):
             {"name": "Model"}, {"name": "-a"}, {"name": ""}, {"name": 3}, {"image": 3}, {"image": "python:3.12"}, {"entrypoint": "python3 x"}, {"entrypoint": []},
             {"entrypoint": [1]}, {"ports": 8000}, {"ports": [0]}, {"ports": ["x:1"]}, {"ports": ["8000/udp"]}, {"ports": [8000, 8000]}, {"ports": ["nohost:9000:8000"]}, {"ports": ["9000:0"]}, {"ports": ["99999:80"]}, {"ports": [":80"]}, {"cpu": 0}, {"cpu": "2"}, {"cpu": True},
             {"memory": "much"}, {"memory": 10}, {"pids": 0}, {"gpu": -1}, {"gpu": 65}, {"gpu": 1.5}, {"env": {"A": 1}}, {"env": {"A B": "x"}},
-            {"env": {"THAW_POD": "x"}}, {"env": ["A=1"]}, {"secrets": "file"}, {"secrets": [3]}, {"secrets": {"a/b": "x"}}, {"secrets": {"-a": "x"}}, {"secrets": ["a/key", "b/key"]}, {"secrets": {"a": ""}}, {"mounts": ["x"]}, {"mounts": ["a:b"]},
+            {"env": {"THAW_POD": "x"}}, {"env": ["A=1"]}, {"secrets": "file"}, {"secrets": [3]}, {"secrets": {"a/b": "x"}}, {"secrets": {"-a": "x"}}, {"secrets": ["a/key", "b/key"]}, {"secrets": {"a": ""}}, {"secrets": {"a": 3}}, {"mounts": ["x"]}, {"mounts": ["a:b"]},
             {"mounts": [{"source": "/a"}]}, {"mounts": [{"source": 3, "target": "/a"}]}, {"mounts": ["/a:/x", "/b:/x/"]}, {"mounts": ["/a:/run/thaw/x"]},
             {"mounts": ["/a:/"]}, {"mounts": ["/a:/opt/thaw/python"]}, {"mounts": ["/a:/proc"]}, {"user": ""}, {"workdir": "app"}, {"min_replicas": -1}, {"min_replicas": 1001}, {"max_replicas": 0},
             {"min_replicas": 3, "max_replicas": 2}, {"keep_warm": "long"}, {"checkpoint_enabled": "yes"}, {"checkpoint_condition": "http"},

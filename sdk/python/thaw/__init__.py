@@ -23,7 +23,7 @@ _HOMES = {
     "errors": ["InvalidError", "ThawError", "UnreachableError"],
     "client": ["Client"],
     "image": ["Image"],
-    "pod": ["Checkpoint", "Deployment", "Event", "ExecResult", "LogLine", "Pod", "Replica"],
+    "pod": ["Checkpoint", "Deployment", "Event", "ExecResult", "LogLine", "Pod", "Replica", "Secret"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .container import Identity, checkpoint_enabled, identity, inside, on_restore, ready, restored, wait_for_restore
     from .errors import InvalidError, ThawError, UnreachableError
     from .image import Image
-    from .pod import Checkpoint, Deployment, Event, ExecResult, LogLine, Pod, Replica
+    from .pod import Checkpoint, Deployment, Event, ExecResult, LogLine, Pod, Replica, Secret
 
 
 def __getattr__(name: str) -> Any:

@@ -102,8 +102,10 @@ class Client:
         try:
             if opened:
                 opened(connection.sock)
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, data, {**self._headers(), **({"Content-Type": "application/json"} if data is not None else {})})
+            raw = isinstance(body, bytes)
+            data = body if raw or body is None else json.dumps(body).encode()
+            kind = {} if data is None else {"Content-Type": "application/octet-stream" if raw else "application/json"}
+            connection.request(method, path, data, {**self._headers(), **kind})
             return connection, connection.getresponse()
         except socket.timeout as error:
             connection.close()
@@ -149,6 +151,13 @@ class Client:
         >>> client.post("/v1/pods/web/stop")
         """
         return self.request("POST", path, body, timeout)
+
+    def put(self, path: str, body: bytes) -> Any:
+        """PUT of bytes.
+
+        >>> client.put("/v1/secrets/api-key", b"hunter2")
+        """
+        return self.request("PUT", path, bytes(body))
 
     def delete(self, path: str, **query: Any) -> Any:
         """DELETE with a query.

@@ -249,28 +249,46 @@ def _alive(value: Any) -> Dict[str, Any]:
     return found
 
 
-def _secrets(value: Any) -> List[Tuple[str, str]]:
+_SECRET_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+
+
+class Secret:
+    """One that the daemon keeps (`thaw secret set`), in place of a file in a pod's `secrets`.
+
+    >>> Pod("web", Image.debian("bookworm"), entrypoint=["serve"], secrets={"token": Secret("api-token")})
+    """
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not re.fullmatch(_SECRET_NAME, name):
+            raise InvalidError("use secret", name, "it is no name of one", "give a name that `thaw secret ls` shows")
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Secret({self.name!r})"
+
+
+def _secrets(value: Any) -> List[Tuple[str, Union[str, Secret]]]:
     example = "give files of this machine, such as ['./api.key'], or names and files, such as {'api-key': './api.key'}"
     if isinstance(value, Mapping):
         pairs = list(value.items())
     elif isinstance(value, (list, tuple)):
-        pairs = [(os.path.basename(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else "", path) for path in value]
+        pairs = [(one.name if isinstance(one, Secret) else os.path.basename(os.fspath(one)) if isinstance(one, (str, os.PathLike)) else "", one) for one in value]
     else:
         raise InvalidError("use secrets", value, "they are neither a list nor a dict", example)
     for name, path in pairs:
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        if not isinstance(path, Secret) and (not isinstance(path, (str, os.PathLike)) or not os.fspath(path)):
             raise InvalidError("use secrets", f"{name!r}: {path!r}", "it is no name and file", example)
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        if not isinstance(name, str) or not re.fullmatch(_SECRET_NAME, name):
             raise InvalidError("use secrets", f"{name!r}: {path!r}", "the name is not one of letters, digits, '-', '_' and '.', the first no '-' or '.'", example)
         if [other for other, _ in pairs].count(name) > 1:
             raise InvalidError("use secrets", name, "two secrets have that name", "give them names of their own: {'one': './a/key', 'other': './b/key'}")
-    return [(name, os.path.abspath(os.path.expanduser(os.fspath(path)))) for name, path in pairs]
+    return [(name, path if isinstance(path, Secret) else os.path.abspath(os.path.expanduser(os.fspath(path)))) for name, path in pairs]
 
 
 class Pod:
     """What runs, and how: an image, a command, ports, resources, how many replicas, and when one counts as warm.
 
-    `entrypoint` is run instead of the image's own command. `secrets` are files of this machine whose content the container sees, in
+    `entrypoint` is run instead of the image's own command. `secrets` are files of this machine, or each a `Secret` of the daemon's, whose content the container sees, in
     memory, as /run/thaw/secrets/NAME, of its own user and mode 0400; they are read anew at every start and are in no image and no
     checkpoint (what the program has read of them is in its memory).
     `checkpoint_condition` is a function of your module, called in the container in a process of its own, or a condition such as
@@ -296,7 +314,7 @@ class Pod:
         pids: Optional[int] = None,
         gpu: Optional[int] = None,
         env: Optional[Mapping[str, str]] = None,
-        secrets: Union[Sequence[str], Mapping[str, str]] = (),
+        secrets: Union[Sequence[Union[str, Secret]], Mapping[str, Union[str, Secret]]] = (),
         mounts: Sequence[MountLike] = (),
         user: Optional[str] = None,
         workdir: Optional[str] = None,
@@ -431,7 +449,7 @@ class Pod:
         env["PYTHONPATH"] = ":".join(filter(None, [env.get("PYTHONPATH"), _HELPERS]))
         spec: Dict[str, Any] = {
             "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, helpers],
-            "secrets": [{"name": name, "file": path} for name, path in self.secrets],
+            "secrets": [{"name": name, **({"secret": at.name} if isinstance(at, Secret) else {"file": at})} for name, at in self.secrets],
             "replicas": _given({"min": self.min_replicas, "max": self.max_replicas, "keep_warm": self.keep_warm, "scale_down_delay": self.scale_down_delay, "drain": self.drain,
                                 "concurrency": self.concurrency, "standby": self.standby, "standby_warm": self.standby_warm}),
             "args": self.args, "network": self.network, "links": self.links, "routes": self.routes,
@@ -485,7 +503,7 @@ class Pod:
 
         end = time.monotonic() + values.seconds(timeout)
         self._check()
-        for path in [*(mount["source"] for mount in self.mounts), *(path for _, path in self.secrets)]:
+        for path in [*(mount["source"] for mount in self.mounts), *(path for _, path in self.secrets if isinstance(path, str))]:
             if not os.path.exists(path):
                 raise InvalidError("show the container", path, "there is no such file or folder", "correct mounts or secrets, or create it")
         before = self._get()
