@@ -1,11 +1,8 @@
 """What a daemon takes back from the one before it, when the pod is not as it was for that replica any more."""
 
 import contextlib
-import http.client
-import os
 import pathlib
 import socket
-import subprocess
 import tempfile
 
 import thawtest
@@ -34,35 +31,6 @@ def test_an_earlier_version(daemon):
     made = pod.wait_event("checkpoint.available")
     check(made["replica"] != first, "the earlier version was dumped")
     wait_for(lambda: first not in [row["id"] for row in daemon.replicas()], "the earlier version ends")
-
-
-def test_no_room_to_take_it_back(daemon):
-    """A daemon with too few descriptors ends at its start; what runs runs on, and is taken back by one that has enough."""
-    pod = Pod(daemon)
-    pod.deploy(wait=True)
-    first = pod.only_replica()
-    daemon.stop()
-    said = ""
-
-    def answers():
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return daemon.api("GET", "/v1/version", timeout=10)["pid"] == daemon.pid
-        return False
-
-    for limit in range(24, 400, 6):
-        words = ["prlimit", f"--nofile={limit}:{limit}", daemon.binary, "daemon", "--data-dir", str(daemon.data), "--listen", daemon.address, "--slots", "0"]
-        with tempfile.TemporaryFile("w+") as log:
-            daemon.process = subprocess.Popen(words, env=daemon.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-            wait_for(lambda: not daemon.running() or answers(), "it has ended or answers", step=0.02)
-            log.seek(0)
-            said += log.read()
-        check(os.path.exists(f"/proc/{first['pid']}"), f"with {limit} descriptors what ran was ended:\n{said[-2000:]}")
-        if daemon.running():
-            break
-    check("cannot take back the replica in slot" in said, f"none had too few for that alone:\n{said[-2000:]}")
-    daemon.stop()
-    daemon.start()
-    equal(pod.get()["identity"]["replica"], first["id"], "who serves")
 
 
 def test_a_pod_that_cannot_start_any_more(daemon):
