@@ -333,9 +333,9 @@ TEST_F(Images, LayersCannotReachOutside) {
 }
 
 TEST_F(Images, BombsAreRefusedAndLeaveNothing) {
-  must_run({"truncate", "-s", "1G", "zeros"}, dir_);
+  must_run({"truncate", "-s", "100M", "zeros"}, dir_);
   must_run({"sh", "-c", "tar -cf - zeros | gzip -1 > zeros.tar.gz; rm zeros"}, dir_);
-  UnpackLimits limits{.bytes = 100 << 20};
+  UnpackLimits limits{.bytes = 10 << 20};
   auto refused = [&](const std::string& reference) {
     try {
       import_image(store_, reference, Deadline::after_ms(60'000), -1, {}, limits);
@@ -366,7 +366,7 @@ TEST_F(Images, BombsAreRefusedAndLeaveNothing) {
   refused("oci-archive:" + dir_ + "/zeros.tar.gz");
   // A file of it that is too large as it is: the tool is stopped.
   limits.bytes = 1000;
-  must_run({"sh", "-c", "head -c 100000 /dev/urandom > noise; tar -cf noise.tar noise"}, dir_);
+  must_run({"sh", "-c", "head -c 100000 /dev/urandom > static; tar -cf noise.tar static"}, dir_);
   make_image(dir_, "noise", {dir_ + "/noise.tar"});
   refused("oci:" + dir_ + "/noise:v1");
   EXPECT_TRUE(list_images(store_).empty());

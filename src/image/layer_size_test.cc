@@ -64,13 +64,13 @@ TEST_F(LayerSize, TheSameHoweverItIsPacked) {
 }
 
 TEST_F(LayerSize, ABombIsFoundBeforeItIsUnpacked) {
-  shell("truncate -s 2G in/zeros; tar -cf - -C in zeros | gzip -1 > bomb.gz");
-  EXPECT_LT(std::filesystem::file_size(dir_ + "/bomb.gz"), 20'000'000u);
-  EXPECT_THAT(refusal("bomb.gz", {.bytes = 100 << 20, .bound = "--image-quota"}),
-              testing::AllOf(HasSubstr("100.0 MiB"), HasSubstr("--image-quota")));
+  shell("truncate -s 200M in/zeros; tar -cf - -C in zeros | gzip -1 > bomb.gz");
+  EXPECT_LT(std::filesystem::file_size(dir_ + "/bomb.gz"), 2'000'000u);
+  EXPECT_THAT(refusal("bomb.gz", {.bytes = 10 << 20, .bound = "--image-quota"}),
+              testing::AllOf(HasSubstr("10.0 MiB"), HasSubstr("--image-quota")));
   // What comes after the end of a tar is read by whoever checks its digest.
-  shell("head -c 500000000 /dev/zero | gzip -1 > end.gz");
-  refusal("end.gz", {.bytes = 100 << 20});
+  shell("head -c 50000000 /dev/zero | gzip -1 > end.gz");
+  refusal("end.gz", {.bytes = 10 << 20});
 }
 
 TEST_F(LayerSize, SparseFilesCountAsWhatTheyStandFor) {
@@ -93,7 +93,8 @@ TEST_F(LayerSize, FilesAndDepthHaveLimits) {
   EXPECT_THAT(refusal("many", {.files = 50}), HasSubstr("50 files"));
   EXPECT_EQ(measure("many", {.files = 51}).files(), 51u);
   for (const char* format : {"gnu", "pax"}) {
-    shell(std::string("mkdir -p in/$(seq -s/ 200); tar -cf deep --format=") + format + " -C in .");
+    shell(std::string("mkdir -p in/$(seq -s/ 1001 1200); tar -cf deep --format=") + format +
+          " -C in .");
     EXPECT_THAT(refusal("deep", {.depth = 100}), HasSubstr("100 folders deep"));
     measure("deep", {.depth = 201});
   }

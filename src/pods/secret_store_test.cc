@@ -9,13 +9,13 @@
 namespace thaw::pods {
 namespace {
 
-class Secrets : public testing::Test {
+class KeptSecrets : public testing::Test {
  protected:
-  Secrets()
+  KeptSecrets()
       : folder_(
             (std::filesystem::temp_directory_path() / ("thaw-secrets-" + random_hex())).string()),
         store_(folder_) {}
-  ~Secrets() override { std::filesystem::remove_all(folder_); }
+  ~KeptSecrets() override { std::filesystem::remove_all(folder_); }
 
   std::vector<std::string> names() {
     std::vector<std::string> found;
@@ -27,7 +27,7 @@ class Secrets : public testing::Test {
   SecretStore store_;
 };
 
-TEST_F(Secrets, AreKeptChangedAndRemoved) {
+TEST_F(KeptSecrets, AreKeptChangedAndRemoved) {
   std::string binary("\0\xff\n", 3);
   EXPECT_TRUE(store_.put("b", "x"));
   EXPECT_TRUE(store_.put("a--B_1.pem", "y"));
@@ -45,7 +45,7 @@ TEST_F(Secrets, AreKeptChangedAndRemoved) {
   EXPECT_THROW(store_.remove("b"), Error);
 }
 
-TEST_F(Secrets, NamesLeadNowhereElse) {
+TEST_F(KeptSecrets, NamesLeadNowhereElse) {
   for (const char* name : {"", ".", "..", "../x", "a/b", ".hidden", "-a", "a b", "a\nb"}) {
     EXPECT_THROW(store_.put(name, "x"), Error) << name;
     EXPECT_THROW(store_.remove(name), Error) << name;
@@ -56,7 +56,7 @@ TEST_F(Secrets, NamesLeadNowhereElse) {
   EXPECT_TRUE(names().empty());
 }
 
-TEST_F(Secrets, WhatAKilledDaemonWasWritingIsGone) {
+TEST_F(KeptSecrets, WhatAKilledDaemonWasWritingIsGone) {
   store_.put("a", "x");
   write_file(folder_ + "/.new", "half");
   write_file(folder_ + "/.new.tmp-01234567", "half");

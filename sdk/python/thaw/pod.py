@@ -256,6 +256,7 @@ class Secret:
     """One that the daemon keeps (`thaw secret set`), in place of a file in a pod's `secrets`.
 
     >>> Pod("web", Image.debian("bookworm"), entrypoint=["serve"], secrets={"token": Secret("api-token")})
+    Pod('web')
     """
 
     def __init__(self, name: str) -> None:
