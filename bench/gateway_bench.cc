@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,7 +33,9 @@ using thaw::check;
 using thaw::Deadline;
 using thaw::Fd;
 
-constexpr std::uint16_t kBackend = 8080, kHaproxy = 8081;
+// The second of HAProxy's connects when the client has said something, as HTTP ports of Thaw do.
+constexpr std::uint16_t kBackend = 8080, kHaproxy = 8081, kHaproxyLate = 8082;
+constexpr int kIdle = 10'000;
 constexpr std::size_t kLarge = 1u << 30;
 
 sockaddr_in endpoint(const std::string& address, std::uint16_t port) {
@@ -100,6 +103,43 @@ sockaddr_in endpoint(const std::string& address, std::uint16_t port) {
     }
   }
 }
+
+// Connections that say nothing, of a process of their own: they need as many descriptors as who is
+// measured. Ends with the object, by resets, so that no port stays in TIME_WAIT.
+class Idle {
+ public:
+  Idle(const std::string& address, std::uint16_t port) {
+    auto [ours, theirs] = Fd::pipe();
+    pid_ = fork();
+    if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      sockaddr_in to = endpoint(address, port);
+      linger now{.l_onoff = 1, .l_linger = 0};
+      for (int i = 0; i < kIdle; ++i) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+        if (fd < 0 || connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) < 0) _exit(1);
+      }
+      // A refused one would be closed by now.
+      if (write(theirs.get(), "x", 1) != 1) _exit(1);
+      pause();
+      _exit(0);
+    }
+    theirs.reset();
+    char byte;
+    if (read(ours.get(), &byte, 1) != 1)
+      throw thaw::Error(thaw::Code::kSystem, "open idle connections to", address, "one failed");
+  }
+  ~Idle() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  Idle(const Idle&) = delete;
+  Idle& operator=(const Idle&) = delete;
+
+ private:
+  pid_t pid_;
+};
 
 template <typename Work>
 void inside(const Fd& netns, const Work& work) {
@@ -175,6 +215,10 @@ int main(int argc, char** argv) {
   int seconds = argc > 1 ? std::atoi(argv[1]) : 3;
   int rounds = argc > 2 ? std::atoi(argv[2]) : 3;
   std::string haproxy = argc > 3 ? argv[3] : "";
+  rlimit descriptors{};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  descriptors.rlim_cur = descriptors.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &descriptors);
   Fd home = Fd::open("/proc/self/ns/net", O_RDONLY);
   check(unshare(CLONE_NEWNET), "make", "network namespace");
   Fd netns = Fd::open("/proc/self/ns/net", O_RDONLY);
@@ -196,19 +240,24 @@ int main(int argc, char** argv) {
   if (!haproxy.empty()) {
     thaw::write_file(
         config,
-        fmt::format(
-            "global\n  nbthread 1\n  maxconn 4096\ndefaults\n  mode tcp\n  option splice-auto\n"
-            "  timeout connect 2s\n  timeout client 1h\n  timeout server 1h\n"
-            "frontend f\n  bind 10.77.0.2:{}\n  default_backend b\nbackend b\n  server s "
-            "10.77.0.2:{}\n",
-            kHaproxy, kBackend));
+        fmt::format("global\n  nbthread 1\n  no strict-limits\n  maxconn 11000\n"
+                    "defaults\n  mode tcp\n  option splice-auto\n"
+                    "  timeout connect 2s\n  timeout client 1h\n  timeout server 1h\n"
+                    "frontend f\n  bind 10.77.0.2:{}\n  default_backend b\n"
+                    "frontend late\n  bind 10.77.0.2:{}\n  tcp-request inspect-delay 1h\n"
+                    "  tcp-request content accept if {{ req.len gt 0 }}\n  default_backend b\n"
+                    "backend b\n  server s 10.77.0.2:{}\n",
+                    kHaproxy, kHaproxyLate, kBackend));
     proxy = thaw::Process::spawn({haproxy, "-db", "-f", config});
   }
   check(setns(home.get(), CLONE_NEWNET), "leave", "network namespace");
 
   {
     thaw::gateway::Gateway gateway;
-    std::uint16_t port = gateway.publish("web", {{"127.0.0.1", 0, kBackend}})[0].host;
+    auto ports = gateway.publish(
+        "web", {{.container = kBackend},
+                {.container = kBackend, .protocol = thaw::gateway::Protocol::kHttp}});
+    std::uint16_t port = ports[0].host, late = ports[1].host;
     gateway.open_gate("web", "r1", netns);
     for (int round = 0; round < rounds; ++round) {
       for (bool close : {false, true}) {
@@ -227,6 +276,15 @@ int main(int argc, char** argv) {
       inside(netns, [&] { large("direct", backend, "10.77.0.2", kBackend); });
       large("thaw", getpid(), "127.0.0.1", port);
       if (proxy) inside(netns, [&] { large("haproxy", proxy->pid(), "10.77.0.2", kHaproxy); });
+      // Small requests beside connections that are open and idle.
+      auto beside_idle = [&](const char* system, int pid, const char* address, std::uint16_t to) {
+        Idle idle(address, to);
+        row(system, pid, "idle10k", fmt::format("http://{}:{}", address, to), seconds, false);
+      };
+      inside(netns, [&] { beside_idle("direct", backend, "10.77.0.2", kBackend); });
+      beside_idle("thaw", getpid(), "127.0.0.1", late);
+      if (proxy)
+        inside(netns, [&] { beside_idle("haproxy", proxy->pid(), "10.77.0.2", kHaproxyLate); });
     }
   }
   proxy.reset();

@@ -31,9 +31,14 @@ _thaw() {
     'thaw daemon --hold-connections') kind=nothing ;;
     'thaw daemon --hold-bytes') kind=nothing ;;
     'thaw daemon --hold-time') kind=nothing ;;
+    'thaw daemon --idle-time') kind=nothing ;;
+    'thaw daemon --half-closed-time') kind=nothing ;;
     'thaw daemon --front') kind=nothing ;;
     'thaw daemon --front-tls-cert') kind=files ;;
     'thaw daemon --front-tls-key') kind=files ;;
+    'thaw daemon --front-header-time') kind=nothing ;;
+    'thaw daemon --front-keep-alive-time') kind=nothing ;;
+    'thaw daemon --front-stall-time') kind=nothing ;;
     'thaw daemon --host') kind=nothing ;;
     'thaw deploy --name') kind=nothing ;;
     'thaw deploy --image') kind=files ;;
@@ -112,7 +117,7 @@ _thaw() {
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
     'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image secret token doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --slots --checkpoint-quota --verify-every --image-quota --image-size --hold-connections --hold-bytes --hold-time --front --front-tls-cert --front-tls-key --stop-replicas-on-exit --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --slots --checkpoint-quota --verify-every --image-quota --image-size --hold-connections --hold-bytes --hold-time --idle-time --half-closed-time --front --front-tls-cert --front-tls-key --front-header-time --front-keep-alive-time --front-stall-time --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --idle --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw serve') offers='--timeout --host -h --help' ;;
     'thaw init') offers='--host -h --help' ;;

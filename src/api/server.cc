@@ -368,6 +368,7 @@ struct Server::Impl {
   Fd stop_event = Fd::event();
   std::thread acceptor;
   std::list<Worker> workers;  // the acceptor's, then stop()'s
+  std::mutex tls_mutex;       // of options.tls
 
   Impl(Backend& the_backend, ServerOptions the_options)
       : backend(the_backend), options(std::move(the_options)) {
@@ -375,6 +376,11 @@ struct Server::Impl {
       listeners.push_back(listen_on(address));
       set_nonblocking(listeners.back(), true);
     }
+  }
+
+  TlsContext certificate() {
+    std::lock_guard lock(tls_mutex);
+    return options.tls.value();
   }
 
   void reap() {
@@ -424,8 +430,8 @@ struct Server::Impl {
       worker.thread = std::thread([this, &worker, tcp, tls, fd = std::move(socket)]() mutable {
         try {
           if (tls) {
-            TlsLink link = TlsLink::accept(options.tls.value(), std::move(fd),
-                                           Deadline::after_us(kStrangerUs));
+            TlsLink link =
+                TlsLink::accept(certificate(), std::move(fd), Deadline::after_us(kStrangerUs));
             Connection(backend, link.take_plain(), tcp, tls, stop_event.get()).serve();
           } else {
             Connection(backend, std::move(fd), tcp, tls, stop_event.get()).serve();
@@ -488,6 +494,11 @@ void Server::stop() {
   impl_->close();
   for (auto& worker : impl_->workers) worker.thread.join();
   impl_->workers.clear();
+}
+
+void Server::use_certificate(TlsContext tls) {
+  std::lock_guard lock(impl_->tls_mutex);
+  impl_->options.tls = std::move(tls);
 }
 
 const std::vector<Address>& Server::addresses() const { return impl_->options.listen; }

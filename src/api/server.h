@@ -32,6 +32,8 @@ class Server {
   void close();
   // close(), then waits for the requests under way.
   void stop();
+  // For connections that come from now on.
+  void use_certificate(TlsContext tls);
   // With the real ports.
   const std::vector<Address>& addresses() const;
 

@@ -16,6 +16,7 @@
 #include "util/file.h"
 #include "util/log.h"
 #include "util/version.h"
+#include "util/watched_files.h"
 
 namespace thaw::cli {
 namespace {
@@ -24,7 +25,8 @@ struct DaemonOptions {
   lifecycle::Settings settings;
   std::vector<std::string> listen;
   std::string log_level = "info", log_format = "text", slots, quota, image_quota, image_size,
-              verify_every, hold_connections, hold_bytes, hold_time, group, tls_cert, tls_key;
+              verify_every, hold_connections, hold_bytes, hold_time, idle_time, half_closed_time,
+              front_header_time, front_keep_alive_time, front_stall_time, group, tls_cert, tls_key;
   bool stop_replicas = false;
 };
 
@@ -76,7 +78,18 @@ void log_doctor(pods::Controller& controller) {
   }
 }
 
-void read_hold_limits(DaemonOptions& options) {
+// Unchanged when it is not given.
+void read_time(std::int64_t& setting, const std::string& text, const char* flag,
+               bool may_be_never = false) {
+  if (text.empty()) return;
+  std::int64_t us = duration_us(text, flag);
+  if (us < 1'000 && !(may_be_never && us == 0))
+    throw Error(Code::kInvalid, std::string("use ") + flag, text, "it is below 1ms",
+                may_be_never ? "give one such as 2m, or 0 for never" : "give one such as 2m");
+  setting = us;
+}
+
+void read_traffic_limits(DaemonOptions& options) {
   lifecycle::Settings& settings = options.settings;
   if (!options.hold_connections.empty())
     settings.hold_connections =
@@ -88,18 +101,30 @@ void read_hold_limits(DaemonOptions& options) {
                   "give one such as 64MiB");
     settings.hold_bytes = static_cast<std::int64_t>(bytes);
   }
-  if (!options.hold_time.empty()) {
-    settings.hold_time_us = duration_us(options.hold_time, "--hold-time");
-    if (settings.hold_time_us < 1'000)
-      throw Error(Code::kInvalid, "use --hold-time", options.hold_time, "it is below 1ms",
-                  "give one such as 2m");
-  }
+  read_time(settings.hold_time_us, options.hold_time, "--hold-time");
+  read_time(settings.idle_time_us, options.idle_time, "--idle-time", true);
+  read_time(settings.half_closed_time_us, options.half_closed_time, "--half-closed-time");
+  read_time(settings.front_header_time_us, options.front_header_time, "--front-header-time");
+  read_time(settings.front_keep_alive_time_us, options.front_keep_alive_time,
+            "--front-keep-alive-time");
+  read_time(settings.front_stall_time_us, options.front_stall_time, "--front-stall-time");
   if (settings.front_tls_cert.empty() != settings.front_tls_key.empty())
     throw Error(Code::kInvalid, "use --front-tls-cert and --front-tls-key", {},
                 "one of them is given without the other", "give both, or none for plain HTTP");
   if (settings.front.empty() && !settings.front_tls_cert.empty())
     throw Error(Code::kInvalid, "use --front-tls-cert", settings.front_tls_cert,
                 "there is no shared HTTP port", "give --front ADDRESS:PORT, too");
+}
+
+// The files are others now. What cannot be used changes nothing.
+void renew_certificate(api::Server& server, const DaemonOptions& options) {
+  try {
+    server.use_certificate(api::TlsContext::server(options.tls_cert, options.tls_key));
+    log::info("the API has a new certificate", {{"file", options.tls_cert}});
+  } catch (const Error& error) {
+    log::warn("the API keeps its certificate: the new one cannot be used",
+              {{"error", error.what()}});
+  }
 }
 
 int daemon(DaemonOptions& options) {
@@ -123,7 +148,7 @@ int daemon(DaemonOptions& options) {
   if (std::int64_t every = options.settings.verify_every_us; every && every < 1'000'000)
     throw Error(Code::kInvalid, "use --verify-every", options.verify_every, "it is below 1s",
                 "give one such as 7d, or 0 for never");
-  read_hold_limits(options);
+  read_traffic_limits(options);
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
   if (listen.empty())
@@ -162,6 +187,10 @@ int daemon(DaemonOptions& options) {
   controller.start();
   log_doctor(controller);
   server.start();
+  std::optional<WatchedFiles> certificate;
+  if (tls)
+    certificate.emplace(std::vector{options.tls_cert, options.tls_key},
+                        [&] { renew_certificate(server, options); });
   for (auto& address : server.addresses()) {
     log::info("listening", {{"address", address.text()}});
   }
@@ -220,12 +249,22 @@ Command daemon_command() {
       {"--hold-bytes", "SIZE", &options->hold_bytes,
        "What those may have sent meanwhile, together (64MiB)"},
       {"--hold-time", "TIME", &options->hold_time, "How long a connection is held (2m)"},
+      {"--idle-time", "TIME", &options->idle_time,
+       "How long a connection may move no byte; 0: for ever (0)"},
+      {"--half-closed-time", "TIME", &options->half_closed_time,
+       "The same when one of its ends has ended its stream (10m)"},
       {"--front", "ADDRESS:PORT", &options->settings.front,
        "A shared HTTP port, which leads to pods by their routes"},
       {"--front-tls-cert", "FILE", &options->settings.front_tls_cert,
        "Certificate chain (PEM) of the shared port, which then speaks HTTPS", "@file"},
       {"--front-tls-key", "FILE", &options->settings.front_tls_key, "Its private key (PEM)",
        "@file"},
+      {"--front-header-time", "TIME", &options->front_header_time,
+       "What a client of the shared port has for a request's header (30s)"},
+      {"--front-keep-alive-time", "TIME", &options->front_keep_alive_time,
+       "How long it may stay without a request (75s)"},
+      {"--front-stall-time", "TIME", &options->front_stall_time,
+       "How long a request or an answer may move no byte (1h)"},
       {"--stop-replicas-on-exit", "", &options->stop_replicas,
        "Stop all replicas when the daemon ends"}};
   command.run = [options](Context&) { return daemon(*options); };

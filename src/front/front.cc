@@ -18,11 +18,13 @@
 #include "util/clock.h"
 #include "util/error.h"
 #include "util/log.h"
+#include "util/watched_files.h"
 
 namespace thaw::front {
 namespace {
 
 constexpr std::int64_t kComplaintEveryUs = 1'000'000;
+constexpr int kRefusedAtOnce = 256;  // more are reset
 
 Error unusable(const char* flag, const std::string& value, const std::string& cause,
                const char* remedy) {
@@ -66,9 +68,11 @@ int choose_http1(SSL*, const unsigned char** chosen, unsigned char* size,
   return SSL_TLSEXT_ERR_OK;
 }
 
-std::optional<asio::ssl::context> tls_context(const Options& options) {
-  if (options.tls_cert.empty()) return std::nullopt;
-  std::optional<asio::ssl::context> context(asio::ssl::context::tls_server);
+using Certificate = std::shared_ptr<asio::ssl::context>;  // nullptr: plain HTTP
+
+Certificate certificate_of(const Options& options) {
+  if (options.tls_cert.empty()) return nullptr;
+  auto context = std::make_shared<asio::ssl::context>(asio::ssl::context::tls_server);
   SSL_CTX* native = context->native_handle();
   ::SSL_CTX_set_min_proto_version(native, TLS1_2_VERSION);
   ::SSL_CTX_set_mode(native, SSL_MODE_RELEASE_BUFFERS);
@@ -89,7 +93,7 @@ std::optional<asio::ssl::context> tls_context(const Options& options) {
 struct Front::Impl {
   Impl(gateway::Gateway& gateway, Options wanted)
       : options(std::move(wanted)),
-        tls(tls_context(options)),
+        tls(certificate_of(options)),
         listener(listen(options)),
         port(gateway::port_of(listener)),
         gateway(gateway),
@@ -126,9 +130,11 @@ struct Front::Impl {
   }
 
   void open(Fd client, const sockaddr_storage& address) {
-    if (sessions.size() >= static_cast<std::size_t>(options.connections)) {
-      complain("a client of the shared port was reset", "as many as may be are connected");
-      return gateway::reset_socket(client);
+    bool refuse = sessions.size() >= static_cast<std::size_t>(options.connections) ||
+                  reserve.reached_by(client);
+    if (refuse) {
+      complain("a client of the shared port was refused", "as many as may be are connected");
+      if (refused >= kRefusedAtOnce) return gateway::reset_socket(client);
     }
     sockaddr_storage server{};
     socklen_t size = sizeof server;
@@ -140,11 +146,24 @@ struct Front::Impl {
     if (error) return complain("a client of the shared port was reset", error.message());
     (void)client.release();
     auto stream = tls ? tls_stream(std::move(socket), *tls) : plain_stream(std::move(socket));
-    auto session = std::make_shared<Session>(shared, std::move(stream), address, server);
+    auto session = std::make_shared<Session>(shared, std::move(stream), address, server, refuse);
     sessions.insert(session);
-    session->start([this, weak = std::weak_ptr(session)] {
+    refused += refuse;
+    session->start([this, refuse, weak = std::weak_ptr(session)] {
+      refused -= refuse;
       if (auto ended = weak.lock()) sessions.erase(ended);
     });
+  }
+
+  // The files are others now. What cannot be used changes nothing. Connections keep what they have.
+  void renew_certificate() {
+    try {
+      asio::post(io, [this, renewed = certificate_of(options)] { tls = renewed; });
+      log::info("the shared port has a new certificate", {{"file", options.tls_cert}});
+    } catch (const Error& error) {
+      log::warn("the shared port keeps its certificate: the new one cannot be used",
+                {{"error", error.what()}});
+    }
   }
 
   void complain(std::string_view message, std::string_view cause) {
@@ -171,7 +190,7 @@ struct Front::Impl {
   }
 
   const Options options;
-  std::optional<asio::ssl::context> tls;
+  Certificate tls;  // of the next connections
   Fd listener;
   const std::uint16_t port;
   gateway::Gateway& gateway;
@@ -181,10 +200,12 @@ struct Front::Impl {
   Shared shared;
   asio::posix::stream_descriptor acceptor;
   asio::steady_timer pause;
-  gateway::ReserveDescriptor reserve;
+  gateway::DescriptorReserve reserve;
   std::set<std::shared_ptr<Session>> sessions;
+  int refused = 0;  // of them, that are only told why
   std::int64_t complained_us = 0, unsaid = 0;
   std::thread thread;
+  std::optional<WatchedFiles> files;
 };
 
 Front::Front(gateway::Gateway& gateway, Options options)
@@ -193,11 +214,15 @@ Front::Front(gateway::Gateway& gateway, Options options)
 void Front::start() {
   impl_->accept_later();
   impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
+  if (impl_->tls)
+    impl_->files.emplace(std::vector{impl_->options.tls_cert, impl_->options.tls_key},
+                         [impl = impl_.get()] { impl->renew_certificate(); });
 }
 
 Front::~Front() {
   Impl& impl = *impl_;
   if (!impl.thread.joinable()) return;
+  impl.files.reset();
   asio::post(impl.io, [&impl] {
     error_code ignored;
     impl.acceptor.cancel(ignored);

@@ -18,12 +18,10 @@ struct Options {
   std::string address;  // ADDRESS:PORT; port 0: any free one
   // Files in PEM form; both or none. The certificate's own comes first in its chain.
   std::string tls_cert, tls_key;
-  int connections = 20'000;               // of clients; more are reset
+  int connections = 20'000;               // of clients; more are refused
   std::int64_t header_us = 30'000'000;    // for a request's header, and a TLS handshake
   std::int64_t idle_us = 75'000'000;      // between requests
   std::int64_t stall_us = 3'600'000'000;  // in which no byte of a request or answer moves
-  // Of a replica that a request was held for: whether it was restored.
-  std::function<bool(const std::string& replica)> was_restored = {};
 };
 
 class Front {

@@ -63,6 +63,7 @@ Task<Reach::End> Reach::connect(gateway::CallTarget target, std::function<void()
   auto& reached = std::get<gateway::Reached>(*pending->answer);
   replica_ = reached.replica;
   held_ = reached.held;
+  restored_ = reached.restored;
   sockaddr_storage peer{};
   socklen_t size = sizeof peer;
   ::getpeername(reached.socket.get(), reinterpret_cast<sockaddr*>(&peer), &size);

@@ -27,6 +27,7 @@ class Reach {
   const gateway::Refused& why() const { return why_; }
   const std::string& replica() const { return replica_; }
   bool held() const { return held_; }
+  bool restored() const { return restored_; }
 
  private:
   struct Pending;
@@ -37,7 +38,7 @@ class Reach {
   std::optional<Socket> upstream_;
   gateway::Refused why_{gateway::Refusal::kFailed, "the pod cannot be reached"};
   std::string replica_;
-  bool held_ = false;
+  bool held_ = false, restored_ = false;
 };
 
 }  // namespace thaw::front

@@ -28,6 +28,8 @@ constexpr std::size_t kBuffer = 64 * 1024;
 constexpr std::size_t kFirstRead = 4 * 1024;
 constexpr std::int64_t kHearUs = 2'000'000;
 constexpr std::size_t kHearBytes = 1 << 20;
+constexpr int kRetryAfterS = 2;
+constexpr std::int64_t kComplaintEveryUs = 1'000'000;
 
 using RequestParser = http::request_parser<http::buffer_body>;
 using AnswerParser = http::response_parser<http::buffer_body>;
@@ -65,6 +67,9 @@ struct Session::Exchange {
   bool keep_alive = true;                      // as the client wishes
   unsigned version = 11;
   bool head = false;  // the answer has no body
+  int status = 0;     // of the answer; 0: none was given
+  std::string why;    // of one of ours
+  std::string pod;
   Framing framing = Framing::kNone;
   std::string server_timing;
   std::string in;  // bytes of the replica that were read and not yet used
@@ -84,11 +89,12 @@ struct Session::Upload {
 };
 
 Session::Session(Shared& shared, std::unique_ptr<Stream> client, const sockaddr_storage& address,
-                 const sockaddr_storage& server)
+                 const sockaddr_storage& server, bool refused)
     : shared_(shared),
       client_(std::move(client)),
       address_(address),
       server_(server),
+      refused_(refused),
       address_text_(address_text(address)),
       timer_(shared.io) {}
 
@@ -120,6 +126,7 @@ void Session::close() {
 
 void Session::within(std::int64_t us) {
   if (ended_) return;
+  if (refused_) us = std::min(us, kHearUs);
   bool sooner = deadline_us_ == 0 || monotonic_us() + us < deadline_us_;
   deadline_us_ = monotonic_us() + us;
   if (sooner) watch();
@@ -171,6 +178,47 @@ Task<> Session::run() {
 // False when the connection is over.
 Task<bool> Session::one_request() {
   Exchange exchange(shared_);
+  std::int64_t begin_us = monotonic_us();
+  bool go_on = false;
+  std::string failure;
+  try {
+    go_on = co_await serve(exchange);
+  } catch (const std::exception& error) {
+    failure = describe(error);
+    broken_ = true;
+  }
+  if (!exchange.facts.request_id.empty()) tell(exchange, begin_us, failure);
+  co_return go_on;
+}
+
+// A line for each request; those that failed are warnings, one a second at most.
+void Session::tell(const Exchange& exchange, std::int64_t begin_us, const std::string& failure) {
+  std::string cause = failure;
+  if (cause.empty() && broken_ && !ended_) cause = "its answer was cut off";
+  if (cause.empty() && exchange.status >= 500) cause = exchange.why;
+  bool failed = !cause.empty();
+  bool aloud = failed && monotonic_us() - shared_.complained_us >= kComplaintEveryUs;
+  std::int64_t events = failed ? ++shared_.unsaid : 0;
+  if (aloud) shared_.complained_us = monotonic_us(), shared_.unsaid = 0;
+  std::string_view target(exchange.request.get().target().data(),
+                          exchange.request.get().target().size());
+  // Without its query, which may hold a secret.
+  target = target.substr(0, target.find('?'));
+  auto line = aloud ? log::warn : log::debug;
+  line(failed ? "a request failed" : "request",
+       {{"request", exchange.facts.request_id},
+        {"pod", exchange.pod},
+        {"replica", exchange.reach.replica()},
+        {"client", address_text_},
+        {"what", fmt::format("{} {}{}", std::string(exchange.request.get().method_string()),
+                             exchange.facts.host, target)},
+        {"status", std::to_string(exchange.status)},
+        {"us", std::to_string(monotonic_us() - begin_us)},
+        {"cause", cause},
+        {"such_events", std::to_string(events)}});
+}
+
+Task<bool> Session::serve(Exchange& exchange) {
   exchange.request.header_limit(kHeaderLimit);
   exchange.request.body_limit(kAnyLength);
   // From its first byte on, however slowly the others come.
@@ -213,6 +261,12 @@ Task<bool> Session::one_request() {
     bool go_on = co_await reply(exchange, 400, "this request cannot be passed on");
     co_return go_on;
   }
+  if (refused_) {
+    exchange.keep_alive = false;
+    std::string text = "too many clients are connected";
+    bool go_on = co_await reply(exchange, 503, text, kRetryAfterS);
+    co_return go_on;
+  }
   std::string target(request.target());
   std::optional<Route> route = shared_.routes.find(exchange.facts.host, origin_form(target));
   if (!route) {
@@ -220,6 +274,7 @@ Task<bool> Session::one_request() {
     co_return go_on;
   }
 
+  exchange.pod = route->pod;
   std::int64_t begin_us = monotonic_us();
   gateway::CallTarget call{.pod = route->pod,
                            .route = route->host + route->path,
@@ -251,10 +306,7 @@ Task<bool> Session::one_request() {
   }
   std::int64_t held_us = monotonic_us() - begin_us;
   const char* how = "running";
-  if (exchange.reach.held())
-    how = shared_.options.was_restored && shared_.options.was_restored(exchange.reach.replica())
-              ? "restored"
-              : "cold";
+  if (exchange.reach.held()) how = exchange.reach.restored() ? "restored" : "cold";
   exchange.server_timing =
       fmt::format("hold;dur={:.1f};desc=\"{}\"", static_cast<double>(held_us) / 1000, how);
 
@@ -395,6 +447,7 @@ Task<bool> Session::download(Exchange& exchange, Upload& work) {
     AnswerFacts facts{.request_id = exchange.facts.request_id,
                       .server_timing = exchange.server_timing};
     unsigned status = head.result_int();
+    exchange.status = static_cast<int>(status);
     facts.upgrade = status == 101 && exchange.facts.upgrade;
     if (status < 200 && !facts.upgrade) {
       if (status != 101 && exchange.version == 11) {
@@ -551,8 +604,10 @@ Task<> Session::copy_up(Socket& upstream, std::shared_ptr<Upload> work) {
 
 // --- our own answers ---
 
-Task<bool> Session::reply(const Exchange& exchange, int status, const std::string& text,
+Task<bool> Session::reply(Exchange& exchange, int status, const std::string& text,
                           int retry_after_s) {
+  exchange.status = status;
+  exchange.why = text;
   // What is left of the request is not read for an answer that does not depend on it.
   bool keep = exchange.keep_alive && exchange.request.is_done();
   std::string reason(http::obsolete_reason(static_cast<http::status>(status)));

@@ -19,12 +19,14 @@ struct Shared {  // of all sessions; outlives them
   const Options& options;
   const Routes& routes;
   Departures& departures;
+  std::int64_t complained_us = 0, unsaid = 0;  // of failed requests
 };
 
 class Session : public std::enable_shared_from_this<Session> {
  public:
+  // `refused`: it only hears that there are too many.
   Session(Shared& shared, std::unique_ptr<Stream> client, const sockaddr_storage& address,
-          const sockaddr_storage& server);
+          const sockaddr_storage& server, bool refused);
   void start(std::function<void()> ended);
   void close();  // whatever it is doing ends
 
@@ -34,6 +36,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
   Task<> run();
   Task<bool> one_request();
+  Task<bool> serve(Exchange& exchange);
+  void tell(const Exchange& exchange, std::int64_t begin_us, const std::string& failure);
   Task<bool> forward(Exchange& exchange);
   Task<> upload(std::shared_ptr<Upload> work);
   Task<> wait_for(Upload& work);
@@ -42,8 +46,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Task<bool> answer_body(Exchange& exchange);
   Task<> tunnel(Exchange& exchange);
   Task<> copy_up(Socket& upstream, std::shared_ptr<Upload> work);
-  Task<bool> reply(const Exchange& exchange, int status, const std::string& text,
-                   int retry_after_s = 0);
+  Task<bool> reply(Exchange& exchange, int status, const std::string& text, int retry_after_s = 0);
   Task<> hear_out();
   Task<error_code> say(std::string_view a, std::string_view b = {}, std::string_view c = {});
   Task<std::size_t> hear(error_code& error);
@@ -54,6 +57,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Shared& shared_;
   std::unique_ptr<Stream> client_;
   const sockaddr_storage address_, server_;
+  const bool refused_;
   std::string address_text_;
   std::string in_;  // bytes of the client that were read and not yet used
   std::vector<char> scratch_;

@@ -14,7 +14,8 @@ Call::Call(Router& router, Pod& pod, Hold& hold, Way way, const CallTarget& targ
 
 void Call::connected(std::uint32_t) {
   router_.loop.unwatch(upstream_.get());
-  std::exchange(events_.answered, {})(Reached{std::move(upstream_), replica()->id, was_held()});
+  std::exchange(events_.answered,
+                {})(Reached{std::move(upstream_), replica()->id, was_held(), replica()->restored});
 }
 
 std::optional<std::int64_t> Call::at_rest_since() const {

@@ -37,6 +37,7 @@ void Connection::failed(const std::exception& error) {
 void Connection::dispatch() {
   guarded([&] {
     leave_hold();
+    wants_replica_ = true;
     if (dialing_since_us_ == 0) dialing_since_us_ = router_.loop.now_us();
     dial();
   });
@@ -72,18 +73,19 @@ void Connection::on_timer() {
     switch (phase_) {
       case Phase::kHeld:
         if (backoff_us_ > 0) return dispatch();
-        router_.complain("a held connection was given up", pod_, way_.port,
-                         "no replica became ready in time");
-        give_up(Refusal::kTooLong);
+        router_.complain(
+            "a held connection was given up", pod_, way_.port,
+            offered() ? "no replica had room in time" : "no replica became ready in time");
+        give_up(offered() ? Refusal::kNoRoom : Refusal::kTooLong);
         break;
       case Phase::kDialing:
         attempt_failed(ETIMEDOUT);
         break;
+      case Phase::kNew:
       case Phase::kConnected:
       case Phase::kRefused:
         on_own_timer();
         break;
-      case Phase::kNew:
       case Phase::kDone:
         break;
     }
@@ -132,7 +134,8 @@ void Connection::hold_closed() {
     bool held = phase_ == Phase::kHeld;
     leave_hold();
     hold_ = nullptr;
-    if (held) give_up(Refusal::kNotPublished);
+    if (held) return give_up(Refusal::kNotPublished);
+    if (phase_ == Phase::kNew) abort();
   });
 }
 
@@ -147,7 +150,7 @@ void Connection::give_up(Refusal why) {
 void Connection::dial() {
   for (;;) {
     if (!replica_) {
-      replica_ = router_.pick(pod_, way_, tried_, busy_);
+      replica_ = router_.pick(pod_, way_, tried_, busy_, full_);
       if (!replica_) return none_reached();
       ++replica_->in_flight;
       auto target = replica_->target(way_);
@@ -186,13 +189,15 @@ bool Connection::attempt_address() {
   Dialer::Attempt attempt;
   if (client_address_ == ClientAddress::kKeep && Dialer::can_keep(way_.client)) {
     if (!std::exchange(replica_->admits_clients, true))
-      network::admit_foreign_sources(replica_->netns);
+      network::admit_foreign_sources(replica_->netns.fd);
     attempt = router_.dialer.connect_as(replica_->netns, way_.client, address, port_);
   } else {
     attempt = router_.dialer.connect(replica_->netns, address, port_);
   }
   if (!attempt.socket) {
     last_error_ = attempt.error;
+    // Others end, and give back descriptors.
+    busy_ = busy_ || attempt.error == EMFILE || attempt.error == ENFILE;
     ++addresses_tried_;
     return false;
   }
@@ -225,18 +230,19 @@ void Connection::reached(std::uint32_t events) {
   tried_ = {};
   if (client_address_ == ClientAddress::kProxy) {
     // Fits: nothing was written to this socket yet.
-    std::string header = proxy_header(way_.client, way_.server);
+    std::string header = proxy_header(way_.client, server_address());
     (void)::send(upstream_.get(), header.data(), header.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   }
   connected(events);
 }
 
 void Connection::none_reached() {
+  bool only_full = std::exchange(full_, false) && tried_.empty() && !busy_;
   tried_.clear();
-  if (!offered()) {
+  if (!offered() || only_full) {
     dialing_since_us_ = backoff_us_ = 0;
     busy_ = false;
-    was_held_ = true;
+    was_held_ = was_held_ || !only_full;
     return put_on_hold();
   }
   std::int64_t until = dialing_since_us_ + router_.limits.connect_timeout_us;
@@ -245,7 +251,8 @@ void Connection::none_reached() {
   if (router_.loop.now_us() >= until) {
     router_.complain("a connection was refused: no ready replica accepts it", pod_, way_.port,
                      std::strerror(last_error_));
-    return give_up(Refusal::kUnreachable);
+    return give_up(last_error_ == EMFILE || last_error_ == ENFILE ? Refusal::kExhausted
+                                                                  : Refusal::kUnreachable);
   }
   backoff_us_ = std::clamp(backoff_us_ * 2, kFirstBackoffUs, kLastBackoffUs);
   put_on_hold();
@@ -301,7 +308,7 @@ void Connection::finish() {
   phase_ = Phase::kDone;
   close_attempt();
   release_replica();
-  router_.traffic_changed(pod_);
+  if (wants_replica_) router_.traffic_changed(pod_);
   router_.forget(*this);
 }
 

@@ -38,7 +38,8 @@ struct Way {
   std::string route;    // of a call
   std::string address;  // of the published port; with host 0 it came another way
   std::uint16_t host = 0;
-  sockaddr_storage client{}, server{};  // the client's connection; AF_UNSPEC: unknown
+  sockaddr_storage client{}, server{};  // the client's connection, `server` of a call; AF_UNSPEC:
+                                        // unknown
 };
 
 class Connection : public EventLoop::Handler {
@@ -50,12 +51,13 @@ class Connection : public EventLoop::Handler {
   void dispatch();  // a replica may be ready: tries to reach one
   void replica_dropped();
   virtual void replica_leaves() {}  // no new connections go to it
-  void hold_closed();               // refuses it when it is held
+  void hold_closed();               // refuses it when it is held, or ends it
   // When a byte moved last; nullopt unless it is with a replica and nothing is asked of that.
   virtual std::optional<std::int64_t> at_rest_since() const { return std::nullopt; }
   void end_if_at_rest(std::int64_t since_us);  // since then or longer
 
   const Hold* hold() const { return hold_; }
+  std::int64_t accepted_us() const { return accepted_us_; }
   const Replica* replica() const { return replica_; }
   Pod& pod() const { return pod_; }
   bool was_held() const { return was_held_; }  // while no replica was ready
@@ -84,14 +86,15 @@ class Connection : public EventLoop::Handler {
   virtual void on_client(std::uint32_t events) = 0;   // events of the near end, in every phase
   virtual bool client_left() = 0;                     // asked after such, until it is connected
   virtual std::int64_t waiting_bytes() { return 0; }  // that it has sent and nobody has read
-  virtual void connected(std::uint32_t events) = 0;   // upstream_ is watched, with events so far
-  virtual void on_upstream(std::uint32_t) {}          // while connected
-  virtual void on_own_timer() {}                      // while connected or refused
-  virtual void on_own_turn() {}                       // while connected
-  virtual void refuse(Refusal why) = 0;               // tells it, and finishes it
-  virtual void abort() = 0;                           // the other end must see that it broke
-  virtual void dropped() = 0;                         // the replica goes while it is connected
-  virtual void look_again() {}                        // what has come meanwhile may be unread
+  virtual sockaddr_storage server_address() const { return way_.server; }
+  virtual void connected(std::uint32_t events) = 0;  // upstream_ is watched, with events so far
+  virtual void on_upstream(std::uint32_t) {}         // while connected
+  virtual void on_own_timer() {}                     // while connected or refused
+  virtual void on_own_turn() {}                      // while connected
+  virtual void refuse(Refusal why) = 0;              // tells it, and finishes it
+  virtual void abort() = 0;                          // the other end must see that it broke
+  virtual void dropped() = 0;                        // the replica goes while it is connected
+  virtual void look_again() {}                       // what has come meanwhile may be unread
   virtual void end_at_rest() = 0;
 
   Router& router_;
@@ -120,6 +123,7 @@ class Connection : public EventLoop::Handler {
   const std::int64_t accepted_us_;
   Replica* replica_ = nullptr;  // counted in its in_flight
   std::list<Connection*>::iterator held_at_{};
+  bool wants_replica_ = false;  // or has had one
   bool was_held_ = false;
   std::int64_t held_bytes_ = 0;        // its part of hold_->bytes
   std::int64_t dialing_since_us_ = 0;  // 0: no attempt yet since a replica was ready
@@ -133,6 +137,7 @@ class Connection : public EventLoop::Handler {
   std::uint16_t port_ = 0;  // of the replica in hand
   ClientAddress client_address_ = ClientAddress::kGateway;
   bool busy_ = false;                 // a replica of this round takes no more for now
+  bool full_ = false;                 // one has as many as it may: there will be room
   std::vector<std::uint64_t> tried_;  // replicas of this round
 };
 

@@ -17,6 +17,7 @@
 
 #include "network/foreign_sources.h"
 #include "network/network.h"
+#include "util/clock.h"
 #include "util/error.h"
 #include "util/log.h"
 
@@ -26,6 +27,9 @@ namespace {
 constexpr std::uint32_t kGatewayAddress = 0x0a4d0001;  // 10.77.0.1
 constexpr std::uint32_t kAddresses[kReplicaAddresses] = {0x0a4d0002,
                                                          0x7f000001};  // 10.77.0.2, 127.0.0.1
+
+constexpr int kAhead = 7;
+constexpr std::int64_t kOftenUs = 10'000;
 
 sockaddr_in endpoint(std::uint32_t address, std::uint16_t port) {
   return {.sin_family = AF_INET,
@@ -63,7 +67,8 @@ void turn_on(const Fd& socket, int level, int option) {
 
 bool Dialer::Attempt::pending() const { return error == EINPROGRESS; }
 
-Dialer::Dialer() : home_(Fd::open("/proc/thread-self/ns/net", O_RDONLY)) {}
+Dialer::Dialer(DescriptorReserve& reserve)
+    : reserve_(reserve), home_(Fd::open("/proc/thread-self/ns/net", O_RDONLY)) {}
 
 template <typename Work>
 auto Dialer::inside(const Fd& netns, const Work& work) {
@@ -81,9 +86,32 @@ auto Dialer::inside(const Fd& netns, const Work& work) {
   return result;
 }
 
-Dialer::Attempt Dialer::connect(const Fd& netns, int address, std::uint16_t port) {
-  Fd socket(inside(
-      netns, [] { return ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }));
+// Empty when it failed; errno says why.
+Fd Dialer::take_socket(Namespace& replica) {
+  auto make = [] { return ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); };
+  Fd socket;
+  if (!replica.sockets.empty()) {
+    socket = std::move(replica.sockets.back());
+    replica.sockets.pop_back();
+  } else {
+    std::int64_t now = monotonic_us();
+    bool often = now - std::exchange(replica.visited_us, now) < kOftenUs;
+    socket.reset(inside(replica.fd, [&] {
+      int first = make();
+      for (int i = 0; often && first >= 0 && i < kAhead; ++i)
+        if (Fd next(make()); next && !reserve_.reached_by(next))
+          replica.sockets.push_back(std::move(next));
+      return first;
+    }));
+  }
+  if (!socket || !reserve_.reached_by(socket)) return socket;
+  socket.reset();
+  errno = EMFILE;
+  return {};
+}
+
+Dialer::Attempt Dialer::connect(Namespace& replica, int address, std::uint16_t port) {
+  Fd socket = take_socket(replica);
   if (!socket) return {{}, errno};
   turn_on(socket, IPPROTO_TCP, TCP_NODELAY);
   // The port is chosen by connect(2), so that it need be free for this destination only.
@@ -105,12 +133,13 @@ bool Dialer::can_keep(const sockaddr_storage& client) {
   return !IN6_IS_ADDR_LOOPBACK(&v6) && !IN6_IS_ADDR_LINKLOCAL(&v6);
 }
 
-Dialer::Attempt Dialer::connect_as(const Fd& netns, const sockaddr_storage& client, int address,
+Dialer::Attempt Dialer::connect_as(Namespace& replica, const sockaddr_storage& client, int address,
                                    std::uint16_t port) {
   int family = client.ss_family;
-  if (family == AF_INET6 && address > 0) return connect(netns, address, port);
+  if (family == AF_INET6 && address > 0) return connect(replica, address, port);
   Fd socket(inside(
-      netns, [&] { return ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }));
+      replica.fd, [&] { return ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }));
+  if (reserve_.reached_by(socket)) return {{}, EMFILE};
   if (!socket) return {{}, errno};
   turn_on(socket, IPPROTO_TCP, TCP_NODELAY);
   turn_on(socket, SOL_SOCKET, SO_REUSEADDR);

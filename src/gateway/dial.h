@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include "gateway/listener.h"
 #include "util/fd.h"
 
 namespace thaw::gateway {
@@ -15,10 +17,19 @@ namespace thaw::gateway {
 // that.
 inline constexpr int kReplicaAddresses = 2;
 
+// A replica's network namespace. Where connections come quickly, some sockets are made ahead: each
+// visit costs as much as two of them.
+struct Namespace {
+  Fd fd;
+  std::vector<Fd> sockets = {};
+  std::int64_t visited_us = 0;
+};
+
 class Dialer {
  public:
-  // Of the thread that will call connect(): its own namespace is where it returns to.
-  Dialer();
+  // Of the thread that will call connect(): its own namespace is where it returns to. From the
+  // reserve it takes nothing (EMFILE).
+  explicit Dialer(DescriptorReserve& reserve);
 
   struct Attempt {
     Fd socket;      // empty when it failed
@@ -27,11 +38,11 @@ class Dialer {
     bool pending() const;
   };
   // Non-blocking, with TCP_NODELAY. `address` counts from 0 to kReplicaAddresses - 1.
-  Attempt connect(const Fd& netns, int address, std::uint16_t port);
+  Attempt connect(Namespace& replica, int address, std::uint16_t port);
   // The same with a client's own address as the source. The namespace must admit those
   // (network/foreign_sources.h). An IPv6 client is connected to the replica's IPv6 address, then,
   // for programs that have none, to loopback from the gateway's.
-  Attempt connect_as(const Fd& netns, const sockaddr_storage& client, int address,
+  Attempt connect_as(Namespace& replica, const sockaddr_storage& client, int address,
                      std::uint16_t port);
   // Loopback and link-local addresses mean something else inside.
   static bool can_keep(const sockaddr_storage& client);
@@ -46,6 +57,8 @@ class Dialer {
  private:
   template <typename Work>
   auto inside(const Fd& netns, const Work& work);
+  Fd take_socket(Namespace& replica);
+  DescriptorReserve& reserve_;
   Fd home_;
 };
 

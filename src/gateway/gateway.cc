@@ -51,10 +51,9 @@ Gateway::~Gateway() {
 }
 
 std::vector<PublishedPort> Gateway::publish(const std::string& pod,
-                                            const std::vector<PublishedPort>& ports,
-                                            int concurrency) {
+                                            const std::vector<PublishedPort>& ports, Share share) {
   std::vector<PublishedPort> chosen;
-  impl_->loop.call([&] { chosen = impl_->router->publish(pod, ports, concurrency); });
+  impl_->loop.call([&] { chosen = impl_->router->publish(pod, ports, share); });
   return chosen;
 }
 

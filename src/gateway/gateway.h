@@ -29,18 +29,23 @@ struct Limits {
   // For which replicas that refuse, and did not before, are tried again. One that has not listened
   // yet, or whose backlog is full, is tried until held_timeout_us.
   std::int64_t connect_timeout_us = 2'000'000;
-  std::int64_t idle_timeout_us = 3'600'000'000;
+  // Of connections with a replica that move no byte, and clients of HTTP ports that ask nothing:
+  // for good (0: never; a port may have its own), and when one end has ended its stream.
+  std::int64_t idle_timeout_us = 0;
+  std::int64_t half_closed_us = 600'000'000;
   // For which the other end is given time to take what a failed end had said, and to end its own
   // stream when the replica has ended.
   std::int64_t linger_us = 5'000'000;
-  // After which a connection of an HTTP port is ended that has had its answer and says no more,
-  // when its replica is to leave.
+  // After which a connection is ended that has had its answer and says no more, when its replica is
+  // to leave: on an HTTP port, or when one end has ended its stream.
   std::int64_t quiet_us = 30'000'000;
 };
 
 enum class Protocol {
-  kTcp,   // anything: a client that cannot be served is reset
-  kHttp,  // such a client gets a 503 that says why
+  kTcp,  // anything: a client that cannot be served is reset
+  // The client speaks first, and waits for no replica before. One that cannot be served gets a 503
+  // that says why.
+  kHttp,
 };
 // What the replica sees as the address of its client.
 enum class ClientAddress {
@@ -55,6 +60,13 @@ struct PublishedPort {
   std::uint16_t container = 0;
   Protocol protocol = Protocol::kTcp;
   ClientAddress client_address = ClientAddress::kGateway;
+  std::optional<std::int64_t> idle_timeout_us = {};  // in place of the gateway's
+};
+
+// How the connections of a pod are spread.
+struct Share {
+  int concurrency = 100;  // of one replica, before more of them are called for
+  bool hard = false;      // no replica gets more: those beyond are held
 };
 
 // What a replica's program offers. While a new version takes over, that differs between replicas of
@@ -62,6 +74,7 @@ struct PublishedPort {
 struct Offer {
   std::vector<PublishedPort> ports;
   std::map<std::string, std::uint16_t> routes;  // CallTarget::route -> port of the container
+  bool restored = false;                        // it started from a checkpoint
 };
 
 struct PodTraffic {
@@ -86,6 +99,8 @@ enum class Refusal {
   kTooMany,       // as many are held as may be
   kTooManyBytes,  // those held have sent as much as they may
   kTooLong,       // it was held for as long as it may be
+  kNoRoom,        // the same, while each replica had as many as it takes
+  kExhausted,     // the daemon has no descriptors left for clients
   kUnreachable,   // no ready replica accepts the connection
   kFailed,        // a failure of ours
 };
@@ -107,7 +122,8 @@ struct CallTarget {
 struct Reached {
   Fd socket;  // connected, non-blocking
   std::string replica;
-  bool held = false;  // no replica was ready when it came
+  bool held = false;      // no replica was ready when it came
+  bool restored = false;  // the replica started from a checkpoint
 };
 struct Refused {
   Refusal why;
@@ -132,8 +148,7 @@ class Gateway {
   // stay as they are (with their connections), ports that are gone are closed. kConflict with the
   // port and who has it when one cannot be bound; then nothing changed.
   std::vector<PublishedPort> publish(const std::string& pod,
-                                     const std::vector<PublishedPort>& ports,
-                                     int concurrency = 100);
+                                     const std::vector<PublishedPort>& ports, Share share = {});
   // Why the pod has no replica just now, for clients that wait in vain; "" when nothing is wrong.
   void set_trouble(const std::string& pod, const std::string& why);
   // Stops listening; held connections are refused, spliced ones live on.
@@ -156,7 +171,7 @@ class Gateway {
 
   // Connections of replicas to other pods come to this listener (network/links.h). `find` says
   // which pod is meant by an address, if the replica of the other address may reach it; called from
-  // the gateway's thread, it must not call the gateway.
+  // a thread of its own, since it may have to read the database.
   using FindLink = std::function<std::optional<std::string>(const std::string& replica_address,
                                                             const std::string& link_address)>;
   void listen_for_links(const std::string& address, std::uint16_t port, FindLink find);

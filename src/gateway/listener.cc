@@ -4,10 +4,13 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -20,6 +23,7 @@ namespace {
 
 constexpr int kBacklog = 4096;
 constexpr int kAcceptsAtOnce = 64;
+constexpr int kLastDescriptors = 1024;  // or a quarter of all
 
 bool is_v6(const std::string& address) { return address.find(':') != std::string::npos; }
 bool is_wildcard(const std::string& address) { return address == "0.0.0.0" || address == "::"; }
@@ -107,7 +111,25 @@ std::uint16_t port_of(const Fd& listener) {
                                              : reinterpret_cast<sockaddr_in*>(&storage)->sin_port);
 }
 
-int ReserveDescriptor::shed(const Fd& listener) {
+DescriptorReserve::DescriptorReserve() {
+  look();
+  retake();
+}
+
+void DescriptorReserve::look() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  auto most = static_cast<int>(std::min<rlim_t>(limit.rlim_cur, INT_MAX));
+  line_ = most - std::min(kLastDescriptors, most / 4);
+}
+
+bool DescriptorReserve::reached_by(const Fd& fd) {
+  if (fd.get() < line_) return false;
+  look();
+  return fd.get() >= line_;
+}
+
+int DescriptorReserve::shed(const Fd& listener) {
   if (!fd_) retake();
   fd_.reset();
   Fd client(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
@@ -117,9 +139,9 @@ int ReserveDescriptor::shed(const Fd& listener) {
   return cause;
 }
 
-void ReserveDescriptor::retake() { fd_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+void DescriptorReserve::retake() { fd_.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
-int accept_waiting(const Fd& listener, ReserveDescriptor& reserve,
+int accept_waiting(const Fd& listener, DescriptorReserve& reserve,
                    const std::function<void(Fd client, const sockaddr_storage& address)>& on_client,
                    const std::function<void()>& on_shed) {
   // Taking a client may close the listener.
@@ -137,6 +159,7 @@ int accept_waiting(const Fd& listener, ReserveDescriptor& reserve,
         return 0;
       case EMFILE:
       case ENFILE:
+        reserve.look();
         cause = reserve.shed(listener);
         if (cause == EAGAIN) return 0;
         if (cause != 0) return cause;

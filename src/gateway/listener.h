@@ -3,6 +3,7 @@
 
 #include <sys/socket.h>
 
+#include <climits>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -24,11 +25,17 @@ bool addresses_overlap(const std::string& a, const std::string& b);
 Fd listen_on(const std::string& address, std::uint16_t port);
 std::uint16_t port_of(const Fd& listener);
 
-// One descriptor kept back, so that with all others in use a waiting client can still be taken and
-// reset. Left alone it would keep its listener readable, and the thread spinning.
-class ReserveDescriptor {
+// Clients must not take the descriptors that the daemon itself needs, for replicas and its
+// database: from the last ones they get none. The kernel gives the lowest number that is free, so a
+// number among the last says that those before are in use, whoever has them. One thread.
+//
+// And one descriptor is kept back, so that with all others in use a waiting client can still be
+// taken and reset. Left alone it would keep its listener readable, and the thread spinning.
+class DescriptorReserve {
  public:
-  ReserveDescriptor() { retake(); }
+  DescriptorReserve();
+  void look();  // at the process's limit, which others may change
+  bool reached_by(const Fd& fd);
   // Takes and resets one waiting client. 0, or why it could not: EAGAIN when none waits (accept(2)
   // looks for a descriptor before it looks for a client, so it complains then, too).
   int shed(const Fd& listener);
@@ -36,6 +43,7 @@ class ReserveDescriptor {
  private:
   void retake();
   Fd fd_;
+  int line_ = INT_MAX;  // the first number of the last ones
 };
 
 // Takes the clients that wait at a listener, some at a time: it is level-triggered, and those that
@@ -43,7 +51,7 @@ class ReserveDescriptor {
 // left. 0, or the errno for which the listener must not be watched for kAcceptPauseUs: nothing can
 // be accepted, and it would stay readable and keep the thread spinning.
 int accept_waiting(
-    const Fd& listener, ReserveDescriptor& reserve,
+    const Fd& listener, DescriptorReserve& reserve,
     const std::function<void(Fd client, const sockaddr_storage& address)>& on_client,
     const std::function<void()>& on_shed = [] {});
 inline constexpr std::int64_t kAcceptPauseUs = 100'000;

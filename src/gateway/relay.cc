@@ -9,6 +9,9 @@
 
 #include <cerrno>
 
+#include "gateway/listener.h"
+#include "util/error.h"
+
 namespace thaw::gateway {
 namespace {
 
@@ -24,17 +27,23 @@ bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK; }
 
 }  // namespace
 
-std::optional<Pipe> RelayTools::take_pipe() {
-  if (!spares_.empty()) {
-    Pipe pipe = std::move(spares_.back());
-    spares_.pop_back();
-    return pipe;
-  }
+bool RelayTools::has_pipe() {
+  if (!spares_.empty()) return true;
   int ends[2];
-  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) return std::nullopt;
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) return false;
+  Pipe pipe{Fd(ends[0]), Fd(ends[1])};
   // Refused past the user's quota of pipe pages; the default size works, too.
-  ::fcntl(ends[1], F_SETPIPE_SZ, kPipeBytes);
-  return Pipe{Fd(ends[0]), Fd(ends[1])};
+  int size = ::fcntl(ends[1], F_SETPIPE_SZ, kPipeBytes);
+  if (size < 0) size = ::fcntl(ends[1], F_GETPIPE_SZ);
+  if (size < static_cast<int>(kScratch) || reserve_.reached_by(pipe.write)) return false;
+  spares_.push_back(std::move(pipe));
+  return true;
+}
+
+Pipe RelayTools::take_pipe() {
+  Pipe pipe = std::move(spares_.back());
+  spares_.pop_back();
+  return pipe;
 }
 
 void RelayTools::give_back(Pipe pipe) {
@@ -73,10 +82,11 @@ Relay::Progress Relay::pump(RelayTools& tools) {
     bool down = step(tools, replica, client, downward_);
     if (!up && !down) break;
   }
-  if (upward_.starved || downward_.starved) return Progress::kNoPipe;
   if (client.failed && replica.failed) return Progress::kBroken;
   if (client.failed && spent(upward_)) return Progress::kBroken;
-  if (replica.failed && spent(downward_)) return Progress::kBroken;
+  // A client that has the whole answer, or has it on its way, must not lose it to a reset.
+  if (replica.failed && spent(downward_))
+    return downward_.ended ? Progress::kFinished : Progress::kBroken;
   return upward_.ended && downward_.ended ? Progress::kFinished : Progress::kWaiting;
 }
 
@@ -84,7 +94,7 @@ Relay::Progress Relay::pump(RelayTools& tools) {
 bool Relay::spent(const Flow& flow) { return flow.ended || (flow.cut && flow.in_pipe == 0); }
 
 bool Relay::step(RelayTools& tools, Side& from, Side& to, Flow& flow) {
-  if (flow.ended || flow.starved) return false;
+  if (flow.ended) return false;
   if (to.failed) {
     flow.pipe.reset();
     flow.in_pipe = 0;
@@ -96,32 +106,38 @@ bool Relay::step(RelayTools& tools, Side& from, Side& to, Flow& flow) {
 }
 
 bool Relay::copy(RelayTools& tools, Side& from, Side& to, Flow& flow) {
-  ssize_t got = ::recv(from.fd.get(), tools.scratch(), RelayTools::kScratch, 0);
+  bool look_only = !tools.has_pipe();
+  ssize_t got =
+      ::recv(from.fd.get(), tools.scratch(), RelayTools::kScratch, look_only ? MSG_PEEK : 0);
   if (got <= 0) return source_ended(got, from, to, flow);
   auto size = static_cast<std::size_t>(got);
   asked_last_ = &flow == &upward_;
-  if (size == RelayTools::kScratch)
-    flow.streaming = true;
-  else if (!from.hung_up)
-    from.readable = false;  // a short read emptied the socket; what comes later is a new edge
+  bool full = size == RelayTools::kScratch;
+  flow.streaming = full && !look_only;
   ssize_t put = ::send(to.fd.get(), tools.scratch(), size, MSG_NOSIGNAL);
   if (put < 0 && !would_block()) return target_failed(to);
   std::size_t sent = put < 0 ? 0 : static_cast<std::size_t>(put);
   moved_ += sent;
+  if (look_only && sent > 0) ::recv(from.fd.get(), nullptr, sent, MSG_TRUNC);
+  // A short read emptied the socket; what comes later is a new edge.
+  if (!full && !from.hung_up && !(look_only && sent < size)) from.readable = false;
   if (sent == size) return true;
   to.writable = false;
+  if (look_only) return false;
   flow.pipe = tools.take_pipe();
-  std::size_t rest = size - sent;
-  flow.starved = !flow.pipe || ::write(flow.pipe->write.get(), tools.scratch() + sent, rest) !=
-                                   static_cast<ssize_t>(rest);
-  flow.in_pipe = rest;
+  flow.in_pipe = size - sent;
+  ssize_t kept = ::write(flow.pipe->write.get(), tools.scratch() + sent, flow.in_pipe);
+  if (kept != static_cast<ssize_t>(flow.in_pipe))
+    throw_errno("keep bytes of a connection in", "a pipe");  // it is empty, and has room for them
   return false;
 }
 
 bool Relay::fill(RelayTools& tools, Side& from, Side& to, Flow& flow) {
+  if (!tools.has_pipe()) {
+    flow.streaming = false;
+    return copy(tools, from, to, flow);
+  }
   flow.pipe = tools.take_pipe();
-  flow.starved = !flow.pipe;
-  if (flow.starved) return false;
   ssize_t got = ::splice(from.fd.get(), nullptr, flow.pipe->write.get(), nullptr,
                          RelayTools::kPipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
   if (got <= 0) {
@@ -163,9 +179,11 @@ bool Relay::source_ended(ssize_t got, Side& from, Side& to, Flow& flow) {
   }
   from.readable = false;
   if (got == 0 && !from.failed) {
-    // An error here means that the other side is gone, which its own event says.
-    ::shutdown(to.fd.get(), SHUT_WR);
+    // An error here means that the other side is gone, which its own event says. With the second
+    // end both are closed, which tells it, too.
+    bool last = half_closed();
     flow.ended = true;
+    if (!last) ::shutdown(to.fd.get(), SHUT_WR);
   } else {
     from.failed = flow.cut = true;
   }

@@ -1,7 +1,8 @@
 // Two connected sockets and the bytes between them, in both directions, with half-close, resets and
 // back-pressure. Small transfers go through one shared buffer (recv, send); a direction that fills
 // it is taken for a stream and moves with splice(2) through a pipe, which a direction holds only
-// while bytes lie in it. Never blocks. Loop thread only.
+// while bytes lie in it. Where none can be had, bytes stay in their socket until they can be sent
+// on. Never blocks. Loop thread only.
 //
 // Sockets are watched edge-triggered: what epoll reports is noted in the sides, and a call that
 // would block takes it away.
@@ -18,6 +19,8 @@
 
 namespace thaw::gateway {
 
+class DescriptorReserve;
+
 struct Pipe {
   Fd read, write;
 };
@@ -27,14 +30,17 @@ class RelayTools {
  public:
   static constexpr std::size_t kScratch = 64 * 1024;
   static constexpr int kPipeBytes = 256 * 1024;
+  explicit RelayTools(DescriptorReserve& reserve) : reserve_(reserve) { has_pipe(); }
 
-  // nullopt when descriptors are exhausted.
-  std::optional<Pipe> take_pipe();
+  // False when descriptors are exhausted; otherwise take_pipe gives one at once.
+  bool has_pipe();
+  Pipe take_pipe();
   void give_back(Pipe pipe);  // empty ones only
   char* scratch() { return scratch_.data(); }
 
  private:
   static constexpr std::size_t kSpares = 64;
+  DescriptorReserve& reserve_;
   std::vector<Pipe> spares_;
   std::array<char, kScratch> scratch_;
 };
@@ -46,7 +52,6 @@ class Relay {
     kMore,      // its share of this turn is used up: pump again soon
     kFinished,  // both directions ended and were told so
     kBroken,    // one side was reset or failed: reset the other
-    kNoPipe,    // out of descriptors
   };
   struct Side {
     Fd fd;
@@ -62,7 +67,8 @@ class Relay {
   // Nothing is on its way, and the last bytes were the replica's.
   bool answered() const { return !asked_last_ && upward_.in_pipe == 0 && downward_.in_pipe == 0; }
   bool replica_ended() const { return downward_.ended; }  // it sends no more
-  std::uint64_t moved() const { return moved_; }          // bytes sent on, both directions
+  bool half_closed() const { return upward_.ended || downward_.ended; }
+  std::uint64_t moved() const { return moved_; }  // bytes sent on, both directions
 
   Side client, replica;
 
@@ -72,8 +78,7 @@ class Relay {
     std::size_t in_pipe = 0;
     bool streaming = false;
     bool cut = false;  // the source failed: what was read is sent on, then the other side is reset
-    bool ended = false;    // the other side was told that the source has ended
-    bool starved = false;  // no pipe for bytes already taken
+    bool ended = false;  // the other side was told that the source has ended
   };
   // Each: true when it did something and another step may follow.
   bool step(RelayTools& tools, Side& from, Side& to, Flow& flow);

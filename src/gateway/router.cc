@@ -56,6 +56,10 @@ std::string refusal_text(Refusal why, const std::string& pod) {
                          pod);
     case Refusal::kTooLong:
       return fmt::format("no replica of pod {} became ready in time", pod);
+    case Refusal::kNoRoom:
+      return fmt::format("no replica of pod {} had room in time", pod);
+    case Refusal::kExhausted:
+      return fmt::format("pod {} cannot be reached: too many clients are connected", pod);
     case Refusal::kUnreachable:
       return fmt::format("no replica of pod {} accepts connections", pod);
     case Refusal::kFailed:
@@ -85,7 +89,7 @@ std::optional<Replica::Target> Replica::target(const Way& way) const {
 
 std::vector<PublishedPort> Router::publish(const std::string& name,
                                            const std::vector<PublishedPort>& requested,
-                                           int concurrency) {
+                                           Share share) {
   std::vector<PublishedPort> ports = checked(name, requested);
   Pod& pod = pod_named(name);
 
@@ -146,11 +150,13 @@ std::vector<PublishedPort> Router::publish(const std::string& name,
       port->where.container = wanted.container;
       port->where.protocol = wanted.protocol;
       port->where.client_address = wanted.client_address;
+      port->where.idle_timeout_us = wanted.idle_timeout_us;
       pod.ports.push_back(std::move(port));
     }
   }
   for (std::size_t i = 0; i < ports.size(); ++i) ports[i].host = chosen[i]->where.host;
-  pod.concurrency = std::max(concurrency, 1);
+  pod.share = {std::max(share.concurrency, 1), share.hard};
+  if (!pod.ready.empty()) has_room(pod);
   pod.published = true;
   let_go(pod);
   return ports;
@@ -219,17 +225,40 @@ void Router::open_gate(const std::string& pod_name, const std::string& id, Fd ne
   Replica& replica = known->second;
   pod.leaving -= replica.in_flight;
   replica.serial = ++serial_;
-  replica.netns = std::move(netns);
+  replica.netns = {std::move(netns)};
+  replica.restored = offer && offer->restored;
   replica.offer = std::move(offer);
   replica.answered_at.clear();
   replica.open = true;
   pod.ready.push_back(&replica);
 
-  std::vector<Connection*> held;
+  for (Connection* connection : held(pod)) connection->dispatch();
+}
+
+std::vector<Connection*> Router::held(const Pod& pod) {
+  std::vector<Connection*> held(pod.calls.waiting.begin(), pod.calls.waiting.end());
   for (auto& port : pod.ports)
     held.insert(held.end(), port->hold.waiting.begin(), port->hold.waiting.end());
-  held.insert(held.end(), pod.calls.waiting.begin(), pod.calls.waiting.end());
-  for (Connection* connection : held) connection->dispatch();
+  std::ranges::stable_sort(held, {}, &Connection::accepted_us);
+  return held;
+}
+
+void Router::has_room(const Pod& pod) {
+  if (!pod.share.hard || pod.traffic.held == 0) return;
+  with_room_.insert(pod.name);
+  loop.again(*this);
+}
+
+void Router::on_turn() {
+  for (const std::string& name : std::exchange(with_room_, {})) {
+    auto found = pods_.find(name);
+    if (found == pods_.end()) continue;
+    Pod& pod = found->second;
+    for (Connection* connection : held(pod)) {
+      if (std::ranges::all_of(pod.ready, [&](auto* replica) { return pod.fills(*replica); })) break;
+      connection->dispatch();
+    }
+  }
 }
 
 void Router::close_gate(const std::string& pod, const std::string& id) {
@@ -241,6 +270,7 @@ void Router::close_gate(Replica& replica) {
   if (!replica.open) return;
   replica.open = false;
   replica.pod.leaving += replica.in_flight;
+  replica.netns.sockets.clear();
   std::erase(replica.pod.ready, &replica);
   for (Connection* connection : connections_where([&](auto& c) { return c.replica() == &replica; }))
     connection->replica_leaves();
@@ -272,12 +302,16 @@ void Router::tell_drained(const std::string& id, Fd event) {
     found->second.waiters.push_back(std::move(event));
 }
 
-Replica* Router::pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>& tried,
-                      bool& busy) {
+Replica* Router::pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>& tried, bool& busy,
+                      bool& full) {
   Replica* best = nullptr;
   for (Replica* replica : pod.ready) {
     if (std::ranges::find(tried, replica->serial) != tried.end()) continue;
     if (!replica->target(way)) continue;
+    if (pod.fills(*replica)) {
+      full = true;
+      continue;
+    }
     if (replica->pending >= kPendingDials) {
       busy = true;
       continue;
@@ -292,7 +326,9 @@ Replica* Router::pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>
 
 void Router::release(Replica& replica) {
   if (!replica.open) --replica.pod.leaving;
-  if (--replica.in_flight > 0) return;
+  --replica.in_flight;
+  if (replica.open) has_room(replica.pod);
+  if (replica.in_flight > 0) return;
   for (const Fd& event : std::exchange(replica.waiters, {})) signal_event(event);
   forget_if_done(replica);
 }
@@ -305,24 +341,29 @@ void Router::accepted(Port& port, Fd client, const sockaddr_storage& address) {
 
 void Router::accept(Pod& pod, Hold& hold, const PublishedPort& port, Fd client,
                     const sockaddr_storage& address) {
-  bool full = std::ssize(hold.waiting) >= limits.held_per_port;
-  if (full)
-    complain("a connection was refused: too many are held", pod, port.container,
-             pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
-  if (full && port.protocol == Protocol::kTcp) return reset_socket(client);
+  bool exhausted = reserve.reached_by(client);
+  if (exhausted)
+    complain("a connection was refused", pod, port.container,
+             "no descriptors are left for clients");
+  if (port.protocol == Protocol::kTcp && (exhausted || is_full(pod, &hold, port.container)))
+    return reset_socket(client);
   Way way{.port = port.container,
           .client_address = port.client_address,
           .address = port.address,
           .host = port.host,
           .client = address};
-  socklen_t size = sizeof way.server;
-  ::getsockname(client.get(), reinterpret_cast<sockaddr*>(&way.server), &size);
-  auto owned = std::make_unique<Tunnel>(*this, pod, hold, way, port.protocol, std::move(client));
+  auto owned = std::make_unique<Tunnel>(*this, pod, hold, way, port, std::move(client));
   Tunnel& tunnel = *owned;
   add(std::move(owned));
-  if (full) return tunnel.start_refused(Refusal::kTooMany);
-  ++pod.traffic.total;
+  if (exhausted) return tunnel.start_refused(Refusal::kExhausted);
   tunnel.start();
+}
+
+bool Router::is_full(const Pod& pod, const Hold* hold, std::uint16_t port) {
+  if (!hold || std::ssize(hold->waiting) < limits.held_per_port) return false;
+  complain("a client was refused: too many are held", pod, port,
+           pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
+  return true;
 }
 
 void Router::accepted_link(const std::string& name, std::uint16_t number, Fd client,
@@ -349,11 +390,8 @@ void Router::call(std::uint64_t number, const CallTarget& target, CallEvents eve
     return events.answered(
         Refused{Refusal::kNotPublished, refusal_text(Refusal::kNotPublished, target.pod)});
   Pod& pod = found->second;
-  if (std::ssize(pod.calls.waiting) >= limits.held_per_port) {
-    complain("a request was refused: too many are held", pod, target.port,
-             pod.ready.empty() ? "no replica is ready" : "the replicas take no more");
+  if (is_full(pod, &pod.calls, target.port))
     return events.answered(Refused{Refusal::kTooMany, refusal(Refusal::kTooMany, pod)});
-  }
   Way way{
       .port = target.port, .route = target.route, .client = target.client, .server = target.server};
   for (auto& port : pod.ports)

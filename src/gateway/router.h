@@ -7,6 +7,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -48,13 +49,14 @@ struct Replica {
   std::string id;
   Pod& pod;
   std::uint64_t serial;  // of this opening: a connection remembers whom it tried
-  Fd netns;
+  Namespace netns;
   bool open = false;
   std::int64_t in_flight = 0;
   int pending = 0;                           // connections that its backlog has no place for yet
   std::uint64_t picked = 0;                  // when last: equals take turns
   std::map<std::uint32_t, int> answered_at;  // container port -> the address that accepted last
   bool admits_clients = false;               // with their own addresses
+  bool restored = false;                     // from a checkpoint
   std::optional<Offer> offer;
   std::vector<Fd> waiters;  // events of those who wait until nothing is in flight
 
@@ -75,26 +77,29 @@ struct Pod {
   std::string trouble;          // why there is none
   PodTraffic traffic;
   std::int64_t leaving = 0;  // of the active ones, with replicas that only finish what they have
-  int concurrency = 100;
+  Share share;
   int announced = 0;  // the need that was told last
   int peak = 0;
   std::int64_t idle_since_us = 0;
   // What a replica that leaves has calls for no other one.
   std::int64_t demanding() const { return traffic.held + traffic.active - leaving; }
   int need_of(std::int64_t connections) const {
-    return static_cast<int>((connections + concurrency - 1) / concurrency);
+    return static_cast<int>((connections + share.concurrency - 1) / share.concurrency);
+  }
+  bool fills(const Replica& replica) const {
+    return share.hard && replica.in_flight >= share.concurrency;
   }
   std::int64_t users =
       0;  // connections, replicas, functions at work: it lives as long as anything refers to it
 };
 
-class Router {
+class Router final : public EventLoop::Handler {
  public:
   Router(EventLoop& loop, Limits limits, Gateway::OnNeed on_need)
       : loop(loop), limits(limits), on_need_(std::move(on_need)) {}
 
   std::vector<PublishedPort> publish(const std::string& pod,
-                                     const std::vector<PublishedPort>& ports, int concurrency);
+                                     const std::vector<PublishedPort>& ports, Share share);
   void set_trouble(const std::string& pod, const std::string& why);
   static std::string refusal(Refusal why, const Pod& pod);
   void unpublish(const std::string& pod);
@@ -110,6 +115,8 @@ class Router {
   Need need(const std::string& pod, std::int64_t quiet_us);
   std::int64_t in_flight(const std::string& replica) const;
   void close_all();
+  void on_events(int, std::uint32_t) override {}
+  void on_turn() override;  // pods whose replicas have room again
 
   // For ports and connections.
   void accepted(Port& port, Fd client, const sockaddr_storage& address);
@@ -118,8 +125,11 @@ class Router {
                      const sockaddr_storage& address);
   // The ready replica with the fewest connections in flight that offers what is wanted and is not
   // among `tried`; nullptr when there is none. `busy` is set when one was left out because enough
-  // wait for its backlog.
-  Replica* pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>& tried, bool& busy);
+  // wait for its backlog, `full` when one has as many as it may: it tells when it has room.
+  Replica* pick(Pod& pod, const Way& way, const std::vector<std::uint64_t>& tried, bool& busy,
+                bool& full);
+  // As many are held as may be. It complains.
+  bool is_full(const Pod& pod, const Hold* hold, std::uint16_t port);
   void release(Replica& replica);  // one connection less
   void traffic_changed(Pod& pod);  // a connection came, moved on or went
   void forget(Connection& connection);
@@ -128,14 +138,15 @@ class Router {
 
   EventLoop& loop;
   const Limits limits;
-  Dialer dialer;
-  RelayTools tools;
-  ReserveDescriptor reserve;
+  DescriptorReserve reserve;
+  Dialer dialer{reserve};
+  RelayTools tools{reserve};
   int being_refused = 0;  // clients that are being told why
 
  private:
   Pod& pod_named(const std::string& name);
   void let_go(Pod& pod);  // one user less
+  void has_room(const Pod& pod);
   void forget_if_done(Replica& replica);
   void close_gate(Replica& replica);
   void close_port(std::unique_ptr<Port> port);
@@ -147,7 +158,10 @@ class Router {
       const std::function<bool(const Connection&)>& matches) const;
   Fd listen_for(const PublishedPort& port) const;
 
+  static std::vector<Connection*> held(const Pod& pod);
+
   const Gateway::OnNeed on_need_;
+  std::set<std::string> with_room_;
   std::map<std::string, Pod> pods_;
   std::map<std::string, Replica> replicas_;
   std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;

@@ -19,11 +19,14 @@ namespace {
 constexpr std::int64_t kHearUs = 2'000'000;
 constexpr std::size_t kHearBytes = 1 << 20;
 constexpr int kRefusedAtOnce = 512;  // more are reset
+constexpr std::int64_t kNever = INT64_MAX;
 
 }  // namespace
 
-Tunnel::Tunnel(Router& router, Pod& pod, Hold& hold, Way way, Protocol protocol, Fd client)
-    : Connection(router, pod, hold, way), protocol_(protocol) {
+Tunnel::Tunnel(Router& router, Pod& pod, Hold& hold, Way way, const PublishedPort& port, Fd client)
+    : Connection(router, pod, hold, way),
+      protocol_(port.protocol),
+      idle_us_(port.idle_timeout_us.value_or(router.limits.idle_timeout_us)) {
   relay_.client.fd = std::move(client);
 }
 
@@ -36,7 +39,18 @@ void Tunnel::start() {
     router_.loop.watch(relay_.client.fd.get(), *this, kClientTag, kEvents);
     watched_ = true;
   });
-  if (phase_ == Phase::kNew) dispatch();
+  // An HTTP client speaks first. Until then there is nothing to serve: it needs no replica, and a
+  // connection that is only kept ready costs one descriptor.
+  if (protocol_ != Protocol::kHttp) return begin();
+  if (idle_us_ > 0) router_.loop.set_timer(*this, router_.loop.now_us() + idle_us_);
+}
+
+void Tunnel::begin() {
+  if (phase_ != Phase::kNew) return;
+  router_.loop.clear_timer(*this);
+  if (router_.is_full(pod_, hold(), way_.port)) return start_refused(Refusal::kTooMany);
+  ++pod_.traffic.total;
+  dispatch();
 }
 
 void Tunnel::start_refused(Refusal why) {
@@ -46,6 +60,10 @@ void Tunnel::start_refused(Refusal why) {
 
 void Tunnel::on_client(std::uint32_t events) {
   relay_.client.note(events);
+  if (phase_ == Phase::kNew && relay_.client.readable) {
+    if (client_left()) return end(End::kClose);
+    begin();
+  }
   if (phase_ == Phase::kConnected) pump();
   if (phase_ == Phase::kRefused) hear_out();
 }
@@ -65,6 +83,13 @@ std::int64_t Tunnel::waiting_bytes() {
   return ::ioctl(relay_.client.fd.get(), FIONREAD, &size) == 0 ? size : 0;
 }
 
+sockaddr_storage Tunnel::server_address() const {
+  sockaddr_storage server{};
+  socklen_t size = sizeof server;
+  ::getsockname(relay_.client.fd.get(), reinterpret_cast<sockaddr*>(&server), &size);
+  return server;
+}
+
 // ---- relayed ----
 
 void Tunnel::connected(std::uint32_t events) {
@@ -73,7 +98,7 @@ void Tunnel::connected(std::uint32_t events) {
   // The request is mostly there already; if not, one call finds that out.
   relay_.client.readable = relay_.client.writable = relay_.replica.writable = true;
   active_us_ = router_.loop.now_us();
-  router_.loop.set_timer(*this, active_us_ + router_.limits.idle_timeout_us);
+  look_later();
   pump();
 }
 
@@ -85,29 +110,22 @@ void Tunnel::on_upstream(std::uint32_t events) {
 void Tunnel::on_own_turn() { pump(); }
 
 void Tunnel::on_own_timer() {
-  if (phase_ == Phase::kRefused) return end(End::kReset);
+  if (phase_ != Phase::kConnected) return end(End::kReset);
   std::int64_t now = router_.loop.now_us();
-  if (relay_.client.failed || relay_.replica.failed) return wait_for_failed(now);
+  bool failed = relay_.client.failed || relay_.replica.failed;
+  if (now >= over_at()) return end(answer_is_over() && !failed ? End::kClose : End::kReset);
   // A replica that ended its stream may wait for a long upload still, or be closed for good, which
   // would hold up a drain: the kernel finds out which. (Clients have it from the start.)
-  if (lingering_) keep_alive(relay_.replica.fd);
-  // Activity does not touch the timer; it finds out here.
-  if (now - active_us_ >= router_.limits.idle_timeout_us) return end(End::kReset);
-  std::int64_t until = active_us_ + router_.limits.idle_timeout_us;
-  if (leaving_) {
-    std::int64_t quiet_at = active_us_ + router_.limits.quiet_us;
-    if (relay_.answered() && now >= quiet_at) return end(End::kClose);
-    until = std::min(until, std::max(quiet_at, now + router_.limits.quiet_us / 4));
-  }
-  router_.loop.set_timer(*this, until);
+  if (relay_.replica_ended() && now >= active_us_ + router_.limits.linger_us &&
+      !std::exchange(asked_kernel_, true))
+    keep_alive(relay_.replica.fd);
+  look_later();
 }
 
-// A connection that is only kept for a next request would hold up the replica's end.
-void Tunnel::replica_leaves() {
-  if (phase_ != Phase::kConnected || protocol_ != Protocol::kHttp || leaving_) return;
-  leaving_ = true;
-  router_.loop.set_timer(*this,
-                         std::max(active_us_ + router_.limits.quiet_us, router_.loop.now_us()));
+// It is only kept for a next request, or because the client has not ended it: that would hold up
+// the end of a replica that is to leave.
+bool Tunnel::answer_is_over() const {
+  return leaving_ && relay_.answered() && (protocol_ == Protocol::kHttp || half_closed_);
 }
 
 std::optional<std::int64_t> Tunnel::at_rest_since() const {
@@ -121,13 +139,30 @@ void Tunnel::look_again() {
   pump();
 }
 
-// One end has failed, and the other does not take what it had said: nothing else would end this.
-void Tunnel::wait_for_failed(std::int64_t now) {
-  std::int64_t until = active_us_ + router_.limits.linger_us;
-  if (now >= until)
-    end(End::kReset);
+// When, if no byte moves until then. Activity does not touch the timer, which asks again.
+std::int64_t Tunnel::over_at() const {
+  const Limits& limits = router_.limits;
+  std::int64_t quiet_us = idle_us_ > 0 ? idle_us_ : kNever;
+  if (half_closed_) quiet_us = std::min(quiet_us, limits.half_closed_us);
+  if (answer_is_over()) quiet_us = std::min(quiet_us, limits.quiet_us);
+  // One end has failed, and the other does not take what it had said: nothing else would end this.
+  if (relay_.client.failed || relay_.replica.failed) quiet_us = limits.linger_us;
+  return quiet_us == kNever ? kNever : active_us_ + quiet_us;
+}
+
+void Tunnel::look_later() {
+  std::int64_t at = over_at();
+  if (relay_.replica_ended() && !asked_kernel_)
+    at = std::min(at, active_us_ + router_.limits.linger_us);
+  if (at == kNever)
+    router_.loop.clear_timer(*this);
   else
-    router_.loop.set_timer(*this, until);
+    router_.loop.set_timer(*this, at);
+}
+
+void Tunnel::replica_leaves() {
+  if (phase_ != Phase::kConnected || std::exchange(leaving_, true)) return;
+  look_later();
 }
 
 void Tunnel::pump() {
@@ -136,13 +171,10 @@ void Tunnel::pump() {
   if (relay_.moved() != before) active_us_ = router_.loop.now_us();
   switch (progress) {
     case Relay::Progress::kWaiting:
-      if (relay_.client.failed || relay_.replica.failed) {
-        wait_for_failed(router_.loop.now_us());
-      } else if (relay_.replica_ended() && !lingering_) {
-        lingering_ = true;
-        router_.loop.set_timer(
-            *this, active_us_ + std::min(router_.limits.linger_us, router_.limits.idle_timeout_us));
-      }
+      // What it waits for has changed, or may have.
+      if (relay_.half_closed() != std::exchange(half_closed_, relay_.half_closed()) || leaving_ ||
+          relay_.client.failed || relay_.replica.failed)
+        look_later();
       break;
     case Relay::Progress::kMore:
       router_.loop.again(*this);
@@ -150,10 +182,6 @@ void Tunnel::pump() {
     case Relay::Progress::kFinished:
       end(End::kClose);
       break;
-    case Relay::Progress::kNoPipe:
-      router_.complain("a connection was reset", pod_, way_.port,
-                       "no descriptors are left for its pipe");
-      [[fallthrough]];
     case Relay::Progress::kBroken:
       end(End::kReset);
       break;

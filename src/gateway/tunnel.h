@@ -9,10 +9,10 @@ namespace thaw::gateway {
 
 class Tunnel final : public Connection {
  public:
-  Tunnel(Router& router, Pod& pod, Hold& hold, Way way, Protocol protocol, Fd client);
+  Tunnel(Router& router, Pod& pod, Hold& hold, Way way, const PublishedPort& port, Fd client);
   ~Tunnel() override;
 
-  void start();  // watches the client, then dials or holds
+  void start();  // watches the client, and dials or holds when it is the replica's turn
   void start_refused(Refusal why);
   void replica_leaves() override;
   std::optional<std::int64_t> at_rest_since() const override;
@@ -21,6 +21,7 @@ class Tunnel final : public Connection {
   void on_client(std::uint32_t events) override;
   bool client_left() override;
   std::int64_t waiting_bytes() override;
+  sockaddr_storage server_address() const override;
   void connected(std::uint32_t events) override;
   void on_upstream(std::uint32_t events) override;
   void on_own_timer() override;
@@ -34,14 +35,19 @@ class Tunnel final : public Connection {
   enum class End { kClose, kReset };
   void end(End how);
   void pump();
-  void wait_for_failed(std::int64_t now);
+  void begin();
+  bool answer_is_over() const;
+  std::int64_t over_at() const;
+  void look_later();
   bool speaks_http(std::string& method) const;
   void hear_out();
 
   const Protocol protocol_;
   Relay relay_;
   bool watched_ = false;
-  bool lingering_ = false;      // the replica ended its stream, the client did not
+  const std::int64_t idle_us_;  // 0: no limit
+  bool half_closed_ = false;
+  bool asked_kernel_ = false;   // whether a replica that ended its stream is there at all
   std::int64_t active_us_ = 0;  // when bytes moved last
   bool leaving_ = false;        // the replica is to leave
   bool counted_ = false;        // among those that are being told why

@@ -23,8 +23,16 @@ struct Settings {
   int hold_connections = 1024;
   std::int64_t hold_bytes = 64 << 20;
   std::int64_t hold_time_us = 120'000'000;
+  // Of connections with a replica that move no byte: for good (0: never), and when one end has
+  // ended its stream.
+  std::int64_t idle_time_us = 0;
+  std::int64_t half_closed_time_us = 600'000'000;
   // The shared HTTP port, ADDRESS:PORT; "": none. With a certificate it speaks HTTPS.
   std::string front, front_tls_cert, front_tls_key;
+  // Of it: for a request's header, between requests, and within one in which no byte moves.
+  std::int64_t front_header_time_us = 30'000'000;
+  std::int64_t front_keep_alive_time_us = 75'000'000;
+  std::int64_t front_stall_time_us = 3'600'000'000;
 
   std::string database() const { return data_dir + "/thaw.db"; }
   std::string slot_dir(const std::string& slot) const { return data_dir + "/slots/" + slot; }

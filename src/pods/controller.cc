@@ -53,9 +53,15 @@ constexpr std::int64_t kSettledUs =
 
 class GatewayGate : public lifecycle::Gate {
  public:
-  explicit GatewayGate(gateway::Gateway& gateway) : gateway_(gateway) {}
+  GatewayGate(gateway::Gateway& gateway, state::Database& database)
+      : gateway_(gateway), database_(database) {}
   void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns) override {
-    gateway_.open_gate(spec.name, replica, netns, offer_of(spec));
+    gateway::Offer offer = offer_of(spec);
+    auto row = database_.replica(replica);
+    // What was paused is no cold start, whatever it was before.
+    offer.restored = row && (row->started_from != "cold" ||
+                             (!row->phases.empty() && row->phases.front().name == "paused"));
+    gateway_.open_gate(spec.name, replica, netns, std::move(offer));
   }
   void close(const std::string& pod, const std::string& replica) override {
     gateway_.close_gate(pod, replica);
@@ -68,6 +74,7 @@ class GatewayGate : public lifecycle::Gate {
 
  private:
   gateway::Gateway& gateway_;
+  state::Database& database_;
 };
 
 // A data directory has one daemon. Released by the kernel when the daemon dies, however it dies.
@@ -153,12 +160,12 @@ struct Controller::Impl {
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
         gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
-        front(make_front(settings, gateway, database)),
+        front(make_front(settings, gateway)),
         network("/run/thaw", preferred_instance(database, settings.data_dir)),
         slots(settings, criu, network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
-        gate(gateway) {
+        gate(gateway, database) {
     // Only a preference: a full disk must not keep the daemon from taking back its replicas.
     try {
       database.put_setting("network_instance", std::to_string(network.instance()));
@@ -299,7 +306,7 @@ struct Controller::Impl {
     auto routes = routes_of(spec);
     if (earlier) keep_earlier(wanted, routes, *earlier);
     if (front) front->routes().check(spec.name, routes);
-    auto ports = gateway.publish(spec.name, wanted, spec.concurrency);
+    auto ports = gateway.publish(spec.name, wanted, {spec.concurrency, spec.hard});
     if (front) front->routes().set(spec.name, routes);
     links.set(spec.name, spec.links);
     ports.resize(spec.ports.size());

@@ -184,6 +184,19 @@ struct RareChoice : Choice<E> {
   }
 };
 
+// Left out when it is not given, or false.
+struct OptionalDuration : Duration {
+  std::optional<std::int64_t> read(const Place& at) const { return Duration::read(at); }
+  nlohmann::json write(const std::optional<std::int64_t>& value) const {
+    return value ? Duration::write(*value) : nlohmann::json();
+  }
+};
+
+struct RareFlag : Flag {
+  nlohmann::json write(bool value) const { return value ? nlohmann::json(true) : nlohmann::json(); }
+  nlohmann::json schema() const { return {{"type", "boolean"}, {"default", false}}; }
+};
+
 template <typename Inner>
 struct ListOf {
   Inner inner;

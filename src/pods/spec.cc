@@ -79,6 +79,9 @@ const std::vector<Field<Port>>& port_fields() {
                                           Port::ClientAddress::kGateway},
           "What the program sees as its client's address: the gateway's, the client's own, or the "
           "gateway's with the client's own in a PROXY protocol header."),
+      field("idle_timeout", &Port::idle_timeout_us, OptionalDuration{{0, 30 * kDay}},
+            "Time without a byte after which a connection is ended; 0s: never. The daemon's "
+            "--idle-time when absent."),
   };
   return fields;
 }
@@ -203,6 +206,9 @@ const std::vector<Field<PodSpec>>& replica_fields() {
             "instruction."),
       field("concurrency", &PodSpec::concurrency, Integer<int>{1, 100'000},
             "Connections for each replica before another one is started."),
+      field("hard", &PodSpec::hard, RareFlag{},
+            "No replica gets more connections than concurrency; the others wait until one has "
+            "room."),
       field("keep_warm", &PodSpec::keep_warm_us, Duration{0, kDay},
             "Time without traffic after which replicas beyond min go."),
       field("drain", &PodSpec::drain_us, Duration{0, kDay},

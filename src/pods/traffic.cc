@@ -25,7 +25,9 @@ gateway::ClientAddress client_address(state::Port::ClientAddress wanted) {
 gateway::Limits traffic_limits(const lifecycle::Settings& settings) {
   return {.held_per_port = settings.hold_connections,
           .held_bytes_per_port = settings.hold_bytes,
-          .held_timeout_us = settings.hold_time_us};
+          .held_timeout_us = settings.hold_time_us,
+          .idle_timeout_us = settings.idle_time_us,
+          .half_closed_us = settings.half_closed_time_us};
 }
 
 std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec) {
@@ -37,7 +39,8 @@ std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec) 
                      .protocol = port.protocol == state::Port::Protocol::kHttp
                                      ? gateway::Protocol::kHttp
                                      : gateway::Protocol::kTcp,
-                     .client_address = client_address(port.client_address)});
+                     .client_address = client_address(port.client_address),
+                     .idle_timeout_us = port.idle_timeout_us});
   return ports;
 }
 
@@ -95,17 +98,14 @@ std::vector<front::Route> routes_of(const state::PodSpec& spec) {
 }
 
 std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
-                                         gateway::Gateway& gateway, state::Database& database) {
+                                         gateway::Gateway& gateway) {
   if (settings.front.empty()) return nullptr;
   front::Options options{.address = settings.front,
                          .tls_cert = settings.front_tls_cert,
-                         .tls_key = settings.front_tls_key};
-  options.was_restored = [&database](const std::string& replica) {
-    auto row = database.replica(replica);
-    // What was paused is no cold start, whatever it was before.
-    return row && (row->started_from != "cold" ||
-                   (!row->phases.empty() && row->phases.front().name == "paused"));
-  };
+                         .tls_key = settings.front_tls_key,
+                         .header_us = settings.front_header_time_us,
+                         .idle_us = settings.front_keep_alive_time_us,
+                         .stall_us = settings.front_stall_time_us};
   return std::make_unique<front::Front>(gateway, std::move(options));
 }
 

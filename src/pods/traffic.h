@@ -20,7 +20,7 @@ gateway::Limits traffic_limits(const lifecycle::Settings& settings);
 std::vector<gateway::PublishedPort> published_ports(const state::PodSpec& spec);
 // What a replica of this specification offers.
 gateway::Offer offer_of(const state::PodSpec& spec);
-// Which pods a pod may reach. Thread-safe; asked by the gateway's thread.
+// Which pods a pod may reach. Thread-safe.
 class Links {
  public:
   explicit Links(state::Database& database) : database_(database) {}
@@ -41,6 +41,6 @@ void keep_earlier(std::vector<gateway::PublishedPort>& ports, std::vector<front:
                   const state::PodSpec& earlier);
 // nullptr when none is wanted.
 std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
-                                         gateway::Gateway& gateway, state::Database& database);
+                                         gateway::Gateway& gateway);
 
 }  // namespace thaw::pods

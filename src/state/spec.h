@@ -35,6 +35,8 @@ struct Port {
   // What the replica sees of its client: the gateway's address, the client's own, or the gateway's
   // and the client's own in a PROXY protocol header.
   enum class ClientAddress { kGateway, kKeep, kProxy } client_address = ClientAddress::kGateway;
+  // After which a connection that moves no byte is ended; 0: never. Absent: the daemon's.
+  std::optional<std::int64_t> idle_timeout_us;
   bool operator==(const Port&) const = default;
 };
 
@@ -126,6 +128,7 @@ struct PodSpec {
   bool standby_warm = true;  // answered its probe before it was frozen; else stopped before its
                              // first instruction
   int concurrency = 100;     // connections for each replica before another is started
+  bool hard = false;         // no replica gets more than that: the rest wait
   std::int64_t keep_warm_us = 60'000'000;  // without traffic, before the last one goes
   std::int64_t drain_us = 3'600'000'000;   // for the connections of one that scaling or a new
                                            // version takes away

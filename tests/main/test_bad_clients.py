@@ -4,9 +4,10 @@ import contextlib
 import os
 import pathlib
 import re
-import resource
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,7 +16,28 @@ import traffic
 from thawtest import check, equal, wait_for
 
 PORT = thawtest.free_port()
-IDLE = 1500
+IDLE = {"shared": 6000, "published": 3600, "raw": 400}  # 10,000 that say nothing
+
+# A process of their own: they need as many descriptors as the daemon.
+SILENT = """
+import resource, socket, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+clients = [socket.create_connection(("127.0.0.1", int(port)), 30) for port, count in zip(*[iter(sys.argv[1:])] * 2) for _ in range(int(count))]
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def silent_clients(*ports_and_counts):
+    words = [sys.executable, "-S", "-E", "-c", SILENT, *map(str, ports_and_counts)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            equal(process.stdout.readline(), "connected\n", "what those that say nothing tell")
+            yield
+        finally:
+            process.stdin.close()
 
 
 def rss_mib(daemon):
@@ -41,8 +63,6 @@ def fill(client):
 
 def test_all_at_once(daemon):
     """Slow and silent clients, resets, half-closed ends, garbage: memory and descriptors stay bounded, and a good client notices nothing."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     traffic.deploy(daemon, "a", routes=[{}], replicas={"min": 1, "max": 1})  # others would need descriptors, too
     published, echo = daemon.port("a", 8000), daemon.port("a", 9000)
     good = traffic.Front(PORT)
@@ -64,9 +84,10 @@ def test_all_at_once(daemon):
 
         dribbler = threading.Thread(target=dribble)
         dribbler.start()
-        # Many that say nothing; some of them on the shared port.
-        for number in range(IDLE):
-            stack.enter_context(contextlib.closing(traffic.Front(PORT if number % 3 else published).connect()))
+        # Many that say nothing. Where the client speaks first, such a one is of no replica yet.
+        stack.enter_context(silent_clients(PORT, IDLE["shared"], published, IDLE["published"], echo, IDLE["raw"]))
+        wait_for(lambda: descriptors(daemon) > before[1] + sum(IDLE.values()) + IDLE["raw"], "all of them are connected")
+        equal(daemon.api("GET", "/v1/pods/a")["connections"]["active"], IDLE["raw"], "connections with the replica")
         # Writers that read nothing, and are reset with both directions full.
         full = [traffic.Front(echo).connect() for _ in range(20)]
         fillers = [threading.Thread(target=fill, args=(client,)) for client in full]
@@ -97,8 +118,7 @@ def test_all_at_once(daemon):
     wait_for(lambda: descriptors(daemon) <= before[1] + 10, f"the {during[1]} descriptors are {before[1]} again", timeout=60)
     wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"] == {"held": 0, "active": 0}, "nothing is in flight")
     good.seen()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 if __name__ == "__main__":
-    thawtest.main(globals(), daemon_arguments=("--front", f"127.0.0.1:{PORT}"))
+    thawtest.main(globals(), daemon_arguments=("--front", f"127.0.0.1:{PORT}", "--front-header-time", "5s"))

@@ -5,11 +5,13 @@ import os
 import subprocess
 import threading
 
+import certificates
 import common
 import thawtest
 import traffic
 from thawtest import check, equal
 from traffic import Front, deploy, hold, raw
+from websocket import BINARY, CLOSE, CONTINUED, PING, PONG, TEXT, WebSocket
 
 PORT = thawtest.free_port()
 
@@ -232,6 +234,59 @@ def test_upgrade(daemon):
     check("Upgrade" not in dict(seen["headers"]) and "Upgrade" not in headers, f"another protocol was let through: {seen}")
 
 
+def test_websocket(daemon):
+    """A real server of WebSockets behind the shared and a published port: messages both ways, also large and in parts, pings, both ways of closing."""
+    deploy(daemon, "a", routes=[{}], ports=[{"container": 8000, "protocol": "http"}], checkpoint={"enabled": False, "when": {"tcp": 8000}},
+           command=["python3", "-m", "uvicorn", "--ws", "wsproto", "--app-dir", "/app", "--host", "0.0.0.0", "--port", "8000", "--log-level", "warning", "websocket_app:app"])  # fmt: skip
+    for port in (PORT, daemon.port("a", 8000)):
+        web = WebSocket(Front(port).connect())
+        web.send(TEXT, "grüße".encode())
+        equal(web.message(), (TEXT, "grüße".encode()), "a text")
+        for size in (0, 125, 126, 65_536, 3_000_001):
+            data = os.urandom(size)
+            web.send(BINARY, data)
+            equal(web.message(), (BINARY, data), f"{size} bytes")
+        web.send(PING, b"there?")
+        equal(web.frame(), (PONG, True, b"there?"), "answer to a ping")
+        web.send(TEXT, b"in ", last=False)
+        web.send(PING, b"in between")
+        web.send(CONTINUED, b"parts")
+        equal(web.frame(), (PONG, True, b"in between"), "answer to a ping within a message")
+        equal(web.message(), (TEXT, b"in parts"), "a message in two frames")
+        web.send(TEXT, b"push")
+        equal([web.message()[1] for _ in range(4)], [b"push", b"0", b"1", b"2"], "what the server sends by itself")
+        web.send(CLOSE, b"\x03\xe8bye")
+        kind, _, payload = web.frame()
+        equal((kind, payload[:2]), (CLOSE, b"\x03\xe8"), "answer to a close")
+        check(web.ended(), "the connection goes on after both have closed it")
+        web = WebSocket(Front(port).connect())
+        web.send(TEXT, b"close")
+        kind, _, payload = web.frame()
+        equal((kind, payload[:2]), (CLOSE, (4001).to_bytes(2, "big")), "the server's close")
+        web.send(CLOSE, payload[:2])
+        check(web.ended(), "the connection goes on after both have closed it")
+    thawtest.wait_for(lambda: not daemon.api("GET", "/v1/pods/a")["connections"]["active"], "nothing is in flight any more")
+
+
+def test_room(daemon):
+    """`hard`: a replica gets no more than `concurrency` at once; the others wait for room, whichever way they come."""
+    deploy(daemon, "a", routes=[{}], replicas={"min": 1, "max": 1, "concurrency": 1, "hard": True})
+    front, other = Front(PORT), Front(daemon.port("a", 9000))
+    first = other.connect()
+    equal(first.recv(100), b"10.77.0.1\n", "the first one's greeting")
+    second, answers = other.connect(), []
+    asking = threading.Thread(target=lambda: answers.append(front.ask()))
+    asking.start()
+    wait_connections(daemon, "a", "held", 2)
+    equal(daemon.api("GET", "/v1/pods/a")["connections"]["active"], 1, "connections with the replica")
+    first.close()
+    equal(second.recv(100), b"10.77.0.1\n", "the second one's greeting")
+    equal(answers, [], "the answer to a third one")
+    second.close()
+    asking.join(30)
+    equal([status for status, _, _ in answers], [200], "status of the third one")
+
+
 def test_garbage(daemon):
     """What is no HTTP gets a 400 or nothing, and the others are served."""
     front = Front(PORT)
@@ -252,12 +307,15 @@ def test_replica_dies(daemon):
     front = Front(PORT)
     deploy(daemon, "a", routes=[{}])
     answers = []
-    client = threading.Thread(target=lambda: answers.append(front.ask("/hang")))
+    client = threading.Thread(target=lambda: answers.append(front.ask("/hang", headers={"X-Request-Id": "hangs-1"})))
     client.start()
     thawtest.wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"], "the request is with the replica")
+    replica = daemon.replicas("a")[0]["id"]
     os.kill(daemon.replicas("a")[0]["pid"], 9)
     client.join(30)
     equal([(status, body) for status, _, body in answers], [(502, b"the replica ended the connection before it answered\n")], "answer")
+    line = [line for line in daemon.log.read_text(encoding="utf-8").splitlines() if "request=hangs-1" in line]
+    check(len(line) == 1 and f" replica={replica} " in line[0] and " status=502 " in line[0], f"the log's lines about it: {line}")
 
 
 def test_tls():
@@ -265,10 +323,9 @@ def test_tls():
     port = thawtest.free_port()
     with thawtest.Daemon("--front", f"127.0.0.1:{port}") as daemon:
         cert, key, other = (daemon.data / name for name in ("cert.pem", "key.pem", "other.pem"))
-        for file in (key, other):
-            common.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=a.example.com",
-                       "-addext", "subjectAltName=DNS:a.example.com", "-keyout", file, "-out", cert if file == key else daemon.data / "unused.pem")  # fmt: skip
-        daemon.arguments += ["--front-tls-cert", str(cert), "--front-tls-key", str(key)]
+        certificates.make(daemon.data / "unused.pem", other)
+        certificates.make(cert, key, "DNS:a.example.com")
+        daemon.arguments += ["--front-tls-cert", str(cert), "--front-tls-key", str(key), "--log-level", "debug", "--log-format", "json"]
         daemon.restart()
         front = Front(port, traffic.trusting(cert))
         deploy(daemon, "a", routes=[{"host": "a.example.com"}])
@@ -289,6 +346,22 @@ def test_tls():
         wrong = subprocess.run([daemon.binary, "daemon", "--data-dir", daemon.data / "wrong", "--front", "127.0.0.1:0", "--front-tls-cert", cert, "--front-tls-key", other],
                                capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
         check(wrong.returncode != 0 and "other.pem" in wrong.stderr, f"a key of another certificate: {wrong.returncode} {wrong.stderr}")
+        before = front.connection()  # goes on with the certificate that it has
+        before.request("GET", "/length/1", headers={"Host": "a.example.com"})
+        before.getresponse().read()
+
+        def served():
+            equal(Front(port, traffic.trusting(cert)).seen()[0]["headers"][0], ["Host", "a.example.com"], "Host with the renewed certificate")
+
+        certificates.renewal(daemon, port, cert, key, "the shared port", "DNS:a.example.com", served)
+        before.request("GET", "/length/1", headers={"Host": "a.example.com"})
+        equal(before.getresponse().read(), b"\0", "an answer on a connection from before")
+        # Each request has its line, with its id and its replica.
+        status, headers, _ = Front(port, traffic.trusting(cert)).ask()
+        lines = [traffic.json.loads(line) for line in daemon.log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+        found = [line for line in lines if line.get("request") == headers["X-Request-Id"]]
+        equal([(line["message"], line["pod"], line["replica"], line["status"], line["what"]) for line in found],
+              [("request", "a", daemon.replicas("a")[0]["id"], str(status), "GET a.example.com/seen")], "lines about a request")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -7,22 +7,16 @@ import sqlite3
 import ssl
 import subprocess
 
+import certificates
 import thawtest
 from common import Pod
 from thawtest import check, equal
 
 
-def certificate(folder, name="127.0.0.1"):
-    """A self-signed one, and its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=thaw",
-                    "-addext", f"subjectAltName=IP:{name}", "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=60)  # fmt: skip
-    return cert, key
-
-
 def tls_daemon():
     daemon = thawtest.Daemon(slots=1)
-    cert, key = certificate(daemon.data)
+    cert, key = daemon.data / "cert.pem", daemon.data / "key.pem"
+    certificates.make(cert, key)
     port = thawtest.free_port()
     daemon.arguments += ["--listen", f"tls:127.0.0.1:{port}", "--tls-cert", str(cert), "--tls-key", str(key)]
     daemon.start()
@@ -182,6 +176,8 @@ def test_bad_peers():
             with context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="127.0.0.1") as half:
                 half.sendall(b"GET /v1/pods HTTP/1.1\r\nHost")
         equal(ask(port, cert, "GET", "/v1/pods", token)[0], 200, "status in between")
+        certificates.renewal(daemon, port, cert, daemon.data / "key.pem", "the API", "IP:127.0.0.1",
+                             lambda: equal(ask(port, cert, "GET", "/v1/pods", token)[0], 200, "status with the renewed certificate"))  # fmt: skip
         for client in silent:
             client.close()
         daemon.stop()

@@ -48,18 +48,18 @@ def test_tls():
 
 def test_every_argument_reaches_the_daemon(daemon):
     """The whole specification, as the daemon understands it."""
-    pod = thaw.Pod("all", base(), entrypoint=["sleep"], args=["1000"], ports=[{"container": 80, "protocol": "http", "client_address": "proxy"}, "9999:81"], cpu=1.5, memory="64MiB",
+    pod = thaw.Pod("all", base(), entrypoint=["sleep"], args=["1000"], ports=[{"container": 80, "protocol": "http", "client_address": "proxy", "idle_timeout": "90s"}, "9999:81"], cpu=1.5, memory="64MiB",
                    pids=50, env={"A": "b"}, secrets={"key": __file__, "other": thaw.Secret("kept")}, mounts=["/srv:/data:ro"], user="1000", workdir="/srv", network="nat", links=["other"],
-                   routes=[{"host": "a.example", "path": "/x", "port": 80}], min_replicas=1, max_replicas=3, keep_warm=5, scale_down_delay=6, drain=30, concurrency=7, standby=1,
+                   routes=[{"host": "a.example", "path": "/x", "port": 80}], min_replicas=1, max_replicas=3, keep_warm=5, scale_down_delay=6, drain=30, concurrency=7, hard=True, standby=1,
                    standby_warm=False, ready=thaw.tcp(), alive={"probe": thaw.http("/up"), "every": 3, "timeout": 1, "failures": 2}, checkpoint_condition=thaw.http(),
                    before_checkpoint=["/before"], after_restore=["/after"], idle="freeze", stop_grace=1, client=client(daemon))  # fmt: skip
     found = client(daemon).post("/v1/pods?dry_run=true", pod.spec())["spec"]
     wanted = {"idle": "freeze", "args": ["1000"], "links": ["other"], "command": ["sleep"], "user": "1000", "workdir": "/srv", "secrets": [{"name": "key", "file": __file__}, {"name": "other", "secret": "kept"}]}
     equal({key: found.get(key) for key in wanted}, wanted, "simple values")
-    replicas = {"min": 1, "max": 3, "concurrency": 7, "standby": 1, "standby_warm": False}
+    replicas = {"min": 1, "max": 3, "concurrency": 7, "hard": True, "standby": 1, "standby_warm": False}
     equal({key: found["replicas"].get(key) for key in replicas}, replicas, "replicas")
     equal((found["replicas"]["keep_warm"], found["replicas"]["scale_down_delay"], found["replicas"]["drain"], found["stop_grace"]), ("5s", "6s", "30s", "1s"), "times")
-    equal((found["ports"][0]["protocol"], found["ports"][0]["client_address"], found["ports"][1]["host"]), ("http", "proxy", 9999), "ports")
+    equal((found["ports"][0]["protocol"], found["ports"][0]["client_address"], found["ports"][0]["idle_timeout"], found["ports"][1]["host"]), ("http", "proxy", "1m30s", 9999), "ports")
     equal(found["routes"], [{"host": "a.example", "path": "/x", "port": 80}], "routes")
     equal((found["checkpoint"]["before_checkpoint"], found["checkpoint"]["after_restore"]), (["/before"], ["/after"]), "programs around a checkpoint")
     alone = thaw.Pod("alone", base(), entrypoint=["sleep"], network="none", client=client(daemon))

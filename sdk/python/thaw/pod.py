@@ -192,7 +192,7 @@ def _port(value: Any) -> Any:
                 return value
         raise InvalidError("use ports", value, "it is not a port", "give 8000, '9000:8000' (host:container) or '0.0.0.0:9000:8000'")
     if isinstance(value, Mapping):
-        return dict(values.keys("ports", value, ("container", "host", "address", "protocol", "client_address"), "{'container': 8000, 'protocol': 'http'}", "container"))
+        return dict(values.keys("ports", value, ("container", "host", "address", "protocol", "client_address", "idle_timeout"), "{'container': 8000, 'protocol': 'http'}", "container"))
     return values.port(value, "ports")
 
 
@@ -328,6 +328,7 @@ class Pod:
         scale_down_delay: Optional[values.Duration] = None,
         drain: Optional[values.Duration] = None,
         concurrency: Optional[int] = None,
+        hard: Optional[bool] = None,
         standby: Optional[int] = None,
         standby_warm: Optional[bool] = None,
         ready: Optional[ConditionLike] = None,
@@ -377,6 +378,7 @@ class Pod:
         self.scale_down_delay = None if scale_down_delay is None else values.duration("scale_down_delay", scale_down_delay)
         self.drain = None if drain is None else values.duration("drain", drain)
         self.concurrency = None if concurrency is None else values.whole("concurrency", concurrency, 1, 100_000)
+        self.hard = None if hard is None else values.flag("hard", hard)
         self.standby = None if standby is None else values.whole("standby", standby, 0, 1000)
         self.standby_warm = None if standby_warm is None else values.flag("standby_warm", standby_warm)
         self.ready = None if ready is None else conditions.as_condition(ready, "use ready")
@@ -452,7 +454,7 @@ class Pod:
             "name": self.name, **built.source, "env": env, "ports": self.ports, "mounts": [*self.mounts, helpers],
             "secrets": [{"name": name, **({"secret": at.name} if isinstance(at, Secret) else {"file": at})} for name, at in self.secrets],
             "replicas": _given({"min": self.min_replicas, "max": self.max_replicas, "keep_warm": self.keep_warm, "scale_down_delay": self.scale_down_delay, "drain": self.drain,
-                                "concurrency": self.concurrency, "standby": self.standby, "standby_warm": self.standby_warm}),
+                                "concurrency": self.concurrency, "hard": self.hard, "standby": self.standby, "standby_warm": self.standby_warm}),
             "args": self.args, "network": self.network, "links": self.links, "routes": self.routes,
             "ready": self.ready and self.ready.to_spec(), "alive": self.alive and {**self.alive, "probe": self.alive["probe"].to_spec()},
             "idle": self.idle, "stop_grace": self.stop_grace,
