@@ -248,6 +248,11 @@ def test_answers_are_as_described(daemon):
     api("POST", "/v1/tokens", {"name": "reader", "scope": "read"})
     api("GET", "/v1/tokens")
     api("DELETE", "/v1/tokens/reader")
+    for _ in range(2):
+        api("PUT", "/v1/secrets/key", b"hunter2")
+    check(api("GET", "/v1/secrets"), "an empty answer to /v1/secrets")
+    api("DELETE", "/v1/secrets/key")
+    api("POST", f"/v1/checkpoints/{checkpoint}/verify")
     api("POST", "/v1/images", {"source": "oci:/no/such/layout"})
     api("DELETE", "/v1/images/nothing")
     api("POST", f"/v1/replicas/{first}/stop")
