@@ -40,6 +40,8 @@ Manifest from_json(const nlohmann::json& json) {
   json.at("trees").get_to(manifest.trees);
   json.at("memory_bytes").get_to(manifest.memory_bytes);
   json.at("bytes").get_to(manifest.bytes);
+  if (json.contains("left_out"))
+    manifest.left_out = {json["left_out"].at("zero_bytes"), json["left_out"].at("file_bytes")};
   json.at("freeze_us").get_to(manifest.freeze_us);
   json.at("dump_us").get_to(manifest.dump_us);
   json.at("tasks").get_to(manifest.tasks);
@@ -153,6 +155,8 @@ nlohmann::json to_json(const Manifest& manifest) {
           {"trees", manifest.trees},
           {"memory_bytes", manifest.memory_bytes},
           {"bytes", manifest.bytes},
+          {"left_out",
+           {{"zero_bytes", manifest.left_out.zero}, {"file_bytes", manifest.left_out.file}}},
           {"freeze_us", manifest.freeze_us},
           {"dump_us", manifest.dump_us},
           {"tasks", manifest.tasks}};

@@ -16,6 +16,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/page_filter.h"
+
 namespace thaw::checkpoint {
 
 struct FileRecord {
@@ -37,6 +39,7 @@ struct Manifest {
   std::map<std::string, std::string> trees;  // folder -> digest
   std::uint64_t memory_bytes = 0;            // size of the page images
   std::uint64_t bytes = 0;                   // all
+  LeftOut left_out;                          // of the memory, which is not in the page images
   std::int64_t freeze_us = 0, dump_us = 0;
   int tasks = 0;
 };

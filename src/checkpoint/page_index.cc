@@ -2,48 +2,10 @@
 
 #include <sys/stat.h>
 
-#include <cstring>
-
-#include "checkpoint/rpc.pb.h"
+#include "checkpoint/images.h"
 #include "util/error.h"
-#include "util/file.h"
 
 namespace thaw::checkpoint {
-namespace {
-
-// Flags of a pagemap entry (CRIU's include/pagemap.h).
-constexpr std::uint32_t kInParent = 1, kLazy = 2, kPresent = 4;
-
-// The entries of an image: 8 bytes of magic, then messages with a 4-byte length before each
-// (criu.org/Images).
-std::vector<std::string> entries_of(const std::string& path) {
-  std::string bytes = read_file(path, 1u << 30);
-  std::vector<std::string> entries;
-  if (bytes.size() < 8) throw Error(Code::kCorrupt, "read image", path, "it is too short");
-  for (std::size_t at = 8; at < bytes.size();) {
-    std::uint32_t length;
-    if (bytes.size() - at < sizeof length)
-      throw Error(Code::kCorrupt, "read image", path, "it ends within an entry");
-    std::memcpy(&length, bytes.data() + at, sizeof length);
-    at += sizeof length;
-    if (length > bytes.size() - at)
-      throw Error(Code::kCorrupt, "read image", path, "it ends within an entry");
-    entries.push_back(bytes.substr(at, length));
-    at += length;
-  }
-  return entries;
-}
-
-template <typename Message>
-Message parse(const std::string& bytes, const std::string& path) {
-  Message message;
-  if (!message.ParseFromString(bytes))
-    throw Error(Code::kCorrupt, "read image", path, "an entry cannot be decoded");
-  return message;
-}
-
-}  // namespace
-
 void PageIndex::add(const Piece& piece) {
   remove(piece.address, piece.length);
   pieces_[piece.address] = {piece.length, piece.offset};
@@ -121,17 +83,18 @@ void PageIndex::move(std::uint64_t from, std::uint64_t to, std::uint64_t length)
 ProcessMemory read_process_memory(const std::string& images_dir, int pid) {
   std::string map_path = fmt::format("{}/pagemap-{}.img", images_dir, pid),
               mm_path = fmt::format("{}/mm-{}.img", images_dir, pid);
-  std::vector<std::string> entries = entries_of(map_path), mms = entries_of(mm_path);
+  std::vector<std::string> entries = read_image(map_path).entries,
+                           mms = read_image(mm_path).entries;
   if (entries.empty() || mms.size() != 1)
     throw Error(Code::kCorrupt, "read image", map_path, "it has no head");
   ProcessMemory memory;
   memory.pages_file =
-      fmt::format("pages-{}.img", parse<rpc::PagemapHead>(entries[0], map_path).pages_id());
+      fmt::format("pages-{}.img", parse_entry<rpc::PagemapHead>(entries[0], map_path).pages_id());
   struct stat info;
   check(::stat((images_dir + "/" + memory.pages_file).c_str(), &info), "stat",
         images_dir + "/" + memory.pages_file);
 
-  rpc::Mm mm = parse<rpc::Mm>(mms[0], mm_path);
+  rpc::Mm mm = parse_entry<rpc::Mm>(mms[0], mm_path);
   // Whole pages: nothing else can be copied.
   memory.arguments_start = mm.arg_start() & ~(kPageSize - 1);
   memory.arguments_end =
@@ -139,11 +102,9 @@ ProcessMemory read_process_memory(const std::string& images_dir, int pid) {
   auto vma = mm.vmas().begin();
   std::uint64_t offset = 0;
   for (std::size_t i = 1; i < entries.size(); ++i) {
-    rpc::PagemapEntry entry = parse<rpc::PagemapEntry>(entries[i], map_path);
-    std::uint64_t pages = entry.has_nr_pages() ? entry.nr_pages() : entry.compat_nr_pages();
-    std::uint64_t address = entry.vaddr(), end = address + pages * kPageSize;
-    if (pages > (1ull << 36) || address % kPageSize || (entry.flags() & kInParent))
-      throw Error(Code::kCorrupt, "read image", map_path, "a run of pages makes no sense");
+    rpc::PagemapEntry entry = parse_entry<rpc::PagemapEntry>(entries[i], map_path);
+    std::uint64_t pages = pages_of(entry, map_path), address = entry.vaddr(),
+                  end = address + pages * kPageSize;
     if (!(entry.flags() & kPresent)) continue;
     if (offset + pages * kPageSize > static_cast<std::uint64_t>(info.st_size))
       throw Error(Code::kCorrupt, "read image", map_path,

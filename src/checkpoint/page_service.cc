@@ -10,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -206,6 +207,17 @@ bool PageService::receive_from_criu() {
   memories_.erase(word);
   space.unread = std::move(memory.lazy);
   count(space);
+  for (std::size_t i = ahead_; i < working_set_.size(); ++i) {
+    const TouchedRange& range = working_set_[i];
+    if (range.pid != word) continue;
+    std::uint64_t at = range.address, end = range.address + range.length;
+    while (at < end) {
+      auto piece = space.unread.next(at, end);
+      std::uint64_t stop = piece ? piece->address : end;
+      if (at < stop) no_pages_.push_back({word, at, stop - at});
+      at = piece ? piece->address + piece->length : end;
+    }
+  }
   // Before the rest: `ps` shows the program from the beginning.
   working_set_.insert(
       working_set_.begin() + static_cast<std::ptrdiff_t>(ahead_),
@@ -297,7 +309,21 @@ PageService::Copied PageService::copy(Space& space, std::uint64_t address, std::
   return result;
 }
 
-void PageService::fault(Space& space, std::uint64_t address) {
+// Makes unstored memory zero, as far as it goes: to the first page that is there already, or to
+// where a mapping seems to end. Returns bytes.
+std::uint64_t PageService::zero(Space& space, std::uint64_t address, std::uint64_t length) {
+  for (; length >= kPageSize; length = length / 2 / kPageSize * kPageSize) {
+    struct uffdio_zeropage request {};
+    request.range = {address, length};
+    if (::ioctl(space.fd.get(), UFFDIO_ZEROPAGE, &request) == 0) return length;
+    if (errno == EAGAIN && request.zeropage > 0)
+      return static_cast<std::uint64_t>(request.zeropage);
+    if (errno != ENOENT) break;
+  }
+  return 0;
+}
+
+void PageService::fault(Space& space, std::uint64_t address, bool write) {
   address &= ~(kPageSize - 1);
   // Who reads on and on gets more each time.
   space.ahead = address == space.expected ? std::min(2 * space.ahead, kBatch) : kAfter;
@@ -308,13 +334,24 @@ void PageService::fault(Space& space, std::uint64_t address) {
     std::scoped_lock lock(mutex_);
     ++stats_.faults;
     if (piece) stats_.fault_pages += piece->length / kPageSize;
-    if (piece && recording_ && space.recorded && touched_.size() < kMostTouched)
+    if (recording_ && space.recorded && touched_.size() < kMostTouched)
       touched_.push_back({space.pid, address, kPageSize});
   }
   if (!piece) {
-    struct uffdio_zeropage zero {};
-    zero.range = {address, kPageSize};
-    if (::ioctl(space.fd.get(), UFFDIO_ZEROPAGE, &zero) != 0) wake(space.fd, address);
+    // Who writes gets a page of its own at once, instead of a second fault.
+    static const std::array<char, kPageSize> zeros{};
+    struct uffdio_copy page {};
+    page.dst = address;
+    page.src = reinterpret_cast<std::uint64_t>(zeros.data());
+    page.len = kPageSize;
+    bool done = write ? ::ioctl(space.fd.get(), UFFDIO_COPY, &page) == 0
+                      : zero(space, address, kPageSize) > 0;
+    if (!done) wake(space.fd, address);
+    if (exact_ || !done) return;
+    address += kPageSize;
+    auto next = space.unread.next(address, address + space.ahead);
+    std::uint64_t more = next ? next->address - address : space.ahead;
+    space.expected = address + (more ? zero(space, address, more) : 0);
     return;
   }
   // The page that is waited for first: it may be all that is needed. When it is no longer to be
@@ -339,7 +376,8 @@ void PageService::read_events(Space& space) {
       const struct uffd_msg& message = messages[i];
       switch (message.event) {
         case UFFD_EVENT_PAGEFAULT:
-          faults_.emplace_back(&space, message.arg.pagefault.address);
+          faults_.push_back({&space, message.arg.pagefault.address,
+                             (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0});
           break;
         case UFFD_EVENT_FORK: {
           auto child = std::make_unique<Space>();
@@ -369,9 +407,9 @@ void PageService::read_events(Space& space) {
 
 void PageService::answer_faults() {
   while (!faults_.empty()) {
-    auto [space, address] = faults_.front();
+    Fault next = faults_.front();
     faults_.pop_front();
-    fault(*space, address);
+    fault(*next.space, next.address, next.write);
   }
 }
 
@@ -414,6 +452,20 @@ bool PageService::copy_ahead() {
   return good;
 }
 
+// Some of what the working set touched and no image holds. Whatever of it is not registered, has
+// pages already or is gone stays as it is: a fault will find it.
+void PageService::zero_ahead() {
+  std::uint64_t done = 0;
+  for (int i = 0; i < 64 && !no_pages_.empty(); ++i) {
+    TouchedRange range = no_pages_.front();
+    no_pages_.pop_front();
+    auto space = by_pid_.find(range.pid);
+    if (space != by_pid_.end()) done += zero(*space->second, range.address, range.length);
+  }
+  std::scoped_lock lock(mutex_);
+  stats_.ahead_pages += done / kPageSize;
+}
+
 // The next part of what nobody has asked for.
 void PageService::copy_rest(std::uint64_t most) {
   for (auto& [fd, space] : spaces_) {
@@ -429,13 +481,15 @@ void PageService::serve() {
   bool draining = false, resting = false, waiting = false;
   for (;;) {
     bool ahead = ahead_ < working_set_.size() && !spaces_.empty();
+    // CRIU has registered everything when it is done.
+    bool zeros = !ahead && !no_pages_.empty() && !restoring();
     bool leisure = background_ && !resting && !ahead && !restoring() && !spaces_.empty();
     epoll_event events[64];
     int ready = ::epoll_wait(epoll_.get(), events, 64,
-                             draining || (ahead && !waiting) ? 0
-                             : ahead                         ? kRegistrationRetryMs
-                             : leisure                       ? kBackgroundPauseMs
-                                                             : -1);
+                             draining || zeros || (ahead && !waiting) ? 0
+                             : ahead                                  ? kRegistrationRetryMs
+                             : leisure                                ? kBackgroundPauseMs
+                                                                      : -1);
     if (ready < 0 && errno == EINTR) continue;
     check(ready, "wait for memory events");
     leisure = leisure && ready == 0;
@@ -462,6 +516,7 @@ void PageService::serve() {
     answer_faults();
     forget_dead();
     waiting = ahead && !copy_ahead();
+    if (zeros) zero_ahead();
     if (draining || leisure) {
       copy_rest(draining ? kBatch : kBackgroundBatch);
       answer_faults();

@@ -56,8 +56,8 @@ class PageService {
   // Reads everything that is still unread, then lets go of all userfaultfds. After it a dump is
   // whole. False at the deadline.
   bool drain(Deadline deadline);
-  // What was faulted in so far of what the images hold, in order, a page each. For the record of
-  // the next restore. `last`: nobody asks again, and faults are no longer answered exactly.
+  // What was faulted in so far, in order, a page each. For the record of the next restore. `last`:
+  // nobody asks again, and faults are no longer answered exactly.
   std::vector<TouchedRange> touched(bool last);
   // Nothing is read at leisure while it rests.
   void rest(bool on);
@@ -84,8 +84,10 @@ class PageService {
   void forget_dead();
   void read_events(Space& space);
   void answer_faults();
-  void fault(Space& space, std::uint64_t address);
+  void fault(Space& space, std::uint64_t address, bool write);
+  std::uint64_t zero(Space& space, std::uint64_t address, std::uint64_t length);
   bool copy_ahead();
+  void zero_ahead();
   void copy_rest(std::uint64_t most);
   Copied copy(Space& space, std::uint64_t address, std::uint64_t length, std::uint64_t* copied);
   void count(Space& space);
@@ -102,7 +104,13 @@ class PageService {
   std::uint64_t unread_ = 0;      // bytes, of all spaces
   Spaces spaces_;                 // by userfaultfd
   std::map<int, Space*> by_pid_;  // those that CRIU announced
-  std::deque<std::pair<Space*, std::uint64_t>> faults_;  // read, not answered yet
+  struct Fault {
+    Space* space;
+    std::uint64_t address;
+    bool write;
+  };
+  std::deque<Fault> faults_;           // read, not answered yet
+  std::deque<TouchedRange> no_pages_;  // what the working set has that is not stored: zeros
   std::map<std::string, std::unique_ptr<PagesFile>> files_;
   std::map<int, ProcessMemory> memories_;  // of the images, until CRIU announces the process
 

@@ -174,6 +174,31 @@ TEST_F(PageServiceTest, WhoReadsOnGetsMoreEachTime) {
   EXPECT_LE(service->stats().faults, 8u);
 }
 
+TEST_F(PageServiceTest, WhoReadsOrWritesOnInAHoleGetsMoreEachTime) {
+  begin();
+  for (std::uint64_t page = 100; page < 150; ++page) ASSERT_EQ(read_word(page), 0u);
+  EXPECT_LE(service->stats().faults, 4u);
+  for (std::uint64_t page = 150; page < 200; ++page) {
+    ASSERT_EQ(read_word(page, 1), 0u);
+    memory[page * kPage] = 7;
+    ASSERT_EQ(read_word(page), 7u);
+  }
+  memory[199 * kPage] = memory[150 * kPage] = 0;
+  for (std::uint64_t page = 151; page < 199; ++page) memory[page * kPage] = 0;
+  EXPECT_LE(service->stats().faults, 8u);
+  EXPECT_EQ(service->stats().fault_pages, 0u);
+  expect_all_right();
+}
+
+TEST_F(PageServiceTest, WhatIsWrittenIntoAHoleStays) {
+  begin();
+  memory[150 * kPage + 100] = 7;
+  EXPECT_EQ(memory[150 * kPage + 100], 7);
+  for (std::uint64_t page = 140; page < 160; ++page) ASSERT_EQ(read_word(page), 0u);
+  memory[150 * kPage + 100] = 0;
+  expect_all_right();
+}
+
 TEST_F(PageServiceTest, ExactlyTheTouchedPagesAreRecordedAndReadAheadLater) {
   begin({}, true);
   for (std::uint64_t page : {5, 6, 300, 310, 402}) EXPECT_EQ(read_word(page), word_of(page));
@@ -183,9 +208,9 @@ TEST_F(PageServiceTest, ExactlyTheTouchedPagesAreRecordedAndReadAheadLater) {
   EXPECT_EQ(touched[0].address, start + 5 * kPage);
   EXPECT_EQ(touched[0].length, 2 * kPage);
   EXPECT_EQ(touched[3].address, start + 402 * kPage);
-  // A hole is in no image: reading it ahead would make nothing faster.
+  // A hole is in no image, and costs a fault all the same.
   EXPECT_EQ(read_word(150), 0u);
-  EXPECT_EQ(service->touched(true).size(), 5u);
+  EXPECT_EQ(service->touched(true).size(), 6u);
   // From then on it is as any other.
   std::uint64_t before = service->stats().fault_pages;
   EXPECT_EQ(read_word(450), word_of(450));
@@ -199,8 +224,10 @@ TEST_F(PageServiceTest, TheWorkingSetIsThereWithoutFaults) {
          {7, start + 90 * kPage, 20 * kPage},
          {7, start + 400 * kPage, 5 * kPage}});
   Deadline deadline = Deadline::after_ms(20'000);
-  while (service->stats().ahead_pages < 35 && !deadline.passed()) std::this_thread::yield();
+  // Ten of them are zero, and in no image.
+  while (service->stats().ahead_pages < 45 && !deadline.passed()) std::this_thread::yield();
   for (std::uint64_t page = 10; page < 30; ++page) EXPECT_EQ(read_word(page), word_of(page));
+  for (std::uint64_t page = 90; page < 110; ++page) EXPECT_EQ(read_word(page), right_word(page));
   EXPECT_EQ(read_word(404), word_of(404));
   EXPECT_EQ(service->stats().faults, 0u);
   expect_all_right();

@@ -358,7 +358,7 @@ std::optional<DumpTicket> Checkpoints::begin(const PodPlan& plan, const std::str
 void Checkpoints::dumped(DumpTicket ticket, const nlohmann::json& result,
                          std::shared_ptr<ShimClient> shim) {
   std::scoped_lock lock(mutex_);
-  if (result.value("staged", false)) to_collect_.insert(ticket.id);
+  to_collect_.insert(ticket.id);
   jobs_.push_back({std::move(ticket), result, std::move(shim)});
   changed_.notify_all();
 }
@@ -728,16 +728,21 @@ bool Checkpoints::finish(Job& job) {
   log::Context about("replica", ticket.replica), about_checkpoint("checkpoint", ticket.id);
   const PodPlan& plan = ticket.plan;
   fault_point("seal.begun");
-  if (job.result.value("staged", false)) {
+  checkpoint::Manifest manifest;
+  {
     Finally collected([&] {
       std::scoped_lock lock(mutex_);
       to_collect_.erase(ticket.id);
       changed_.notify_all();
     });
-    job.shim->call({{"op", "collect"}, {"directory", ticket.directory}}, collect_deadline());
+    nlohmann::json left = job.shim->call({{"op", "collect"},
+                                          {"directory", ticket.directory},
+                                          {"staged", job.result.at("staged")},
+                                          {"own", plan.fingerprint.starts_with(kOwnMark)}},
+                                         collect_deadline());
+    manifest.left_out = {left.at("zero_bytes"), left.at("file_bytes")};
   }
   job.shim.reset();
-  checkpoint::Manifest manifest;
   manifest.id = ticket.id;
   manifest.pod = plan.spec.name;
   manifest.fingerprint = plan.fingerprint;

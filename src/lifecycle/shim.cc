@@ -1020,14 +1020,29 @@ void Shim::unstage() {
   if (staged_.exchange(false)) ::umount2(paths_.stage().c_str(), MNT_DETACH);
 }
 
-// Members: directory. Brings the last dump's images to where they belong; the replica runs.
+// Members: directory, staged (bool: the images wait in memory), own (bool: the replica itself goes
+// on from them). Brings the last dump's images to
+// where they belong, without what need not be stored; the replica runs. Result: zero_bytes,
+// file_bytes, which are not stored.
 json Shim::collect(const json& request) {
   fault("shim.collect.begun", {"container", init_pid_});
-  if (!staged_)
+  bool staged = request.at("staged");
+  if (staged && !staged_)
     throw Error(Code::kUnavailable, "collect the dump of", paths_.dir, "there is none any more");
   Finally done([this] { unstage(); });
-  store::copy_tree(paths_.stage(), request.at("directory").get<std::string>() + "/images");
-  return json::object();
+  std::string directory = request.at("directory"), images = directory + "/images";
+  // As a restore will find them: as they were at the dump, and read-only, unless the replica itself
+  // goes on writing to the topmost.
+  bool own = request.at("own");
+  std::vector<std::string> layers = spec_.lowers;
+  layers.insert(layers.begin(), directory + "/fs.0");
+  checkpoint::LeftOut left = checkpoint::move_memory(
+      staged ? paths_.stage() : images, images, [&](const std::string& path) {
+        if (own && exists(layers.front() + "/" + path)) return Fd();
+        return store::open_layered(layers, path);
+      });
+  if (staged) store::copy_tree(paths_.stage(), images);
+  return {{"zero_bytes", left.zero}, {"file_bytes", left.file}};
 }
 
 // Members: argv, env (added), terminal, rows, columns. Descriptors: stdin, stdout, stderr, unless

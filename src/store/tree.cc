@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <sstream>
 
 #include "util/error.h"
 #include "util/fd.h"
@@ -328,6 +329,34 @@ void add_linked_names(const std::vector<std::string>& linked, const std::string&
   for (const std::string& path : linked) names.expect(path);
   for (const std::string& lower : lowers)
     if (!names.complete()) names.find(Fd::open(lower, O_RDONLY | O_DIRECTORY), lower, "");
+}
+
+Fd open_layered(const std::vector<std::string>& layers, const std::string& path) {
+  for (const std::string& layer : layers) {
+    std::string at = layer;
+    std::istringstream parts(path);
+    bool hidden = false;  // what lower layers have at this path
+    for (std::string part; std::getline(parts, part, '/');) {
+      if (part.empty()) continue;
+      if (part == "." || part == "..") return {};
+      at += "/" + part;
+      struct stat info;
+      if (::lstat(at.c_str(), &info) != 0) {
+        at.clear();
+        break;
+      }
+      for (const char* name : {"opaque", "redirect", "metacopy"})
+        hidden = hidden || ::lgetxattr(at.c_str(), (std::string("trusted.overlay.") + name).c_str(),
+                                       nullptr, 0) >= 0;
+      hidden = hidden || !S_ISDIR(info.st_mode);
+    }
+    struct stat info;
+    if (!at.empty() && ::lstat(at.c_str(), &info) == 0 && S_ISREG(info.st_mode) &&
+        ::lgetxattr(at.c_str(), "trusted.overlay.metacopy", nullptr, 0) < 0)
+      return Fd::open(at, O_RDONLY | O_NOFOLLOW);
+    if (hidden) return {};
+  }
+  return {};
 }
 
 std::uint64_t tree_bytes(const std::string& directory) {

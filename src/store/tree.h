@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "util/fd.h"
+
 namespace thaw::store {
 
 struct TreeSize {
@@ -28,6 +30,10 @@ TreeSize copy_tree(const std::string& from, const std::string& to);
 // topmost first.
 void add_linked_names(const std::vector<std::string>& linked, const std::string& merged,
                       const std::vector<std::string>& lowers, const std::string& layer);
+
+// The regular file that an overlay of these layers (topmost first) shows at `path`, opened for
+// reading; empty where there is none, or more than one layer has a part in it.
+Fd open_layered(const std::vector<std::string>& layers, const std::string& path);
 
 // Bytes allocated to files below a directory that others may be changing: about.
 std::uint64_t tree_bytes(const std::string& directory);

@@ -141,5 +141,38 @@ TEST_F(OverlayTest, AFileWithOneNameIsLeftAlone) {
   EXPECT_TRUE(size.linked.empty());
 }
 
+// A file that is deleted, replaced, new, or below a folder that was made anew is found as the
+// overlay shows it.
+TEST_F(OverlayTest, AFileOfTheLayersIsTheOneThatTheOverlayShows) {
+  const std::vector<std::string> names = {"/one",         "/two",      "/gone",   "/deep/three",
+                                          "/anew/four",   "/anew/new", "/five",   "/six/seven",
+                                          "/deep/../one", "/deep",     "/nothing"};
+  for (const char* folder : {"/deep", "/anew", "/six"}) make_directories(base + "/lower" + folder);
+  for (const char* name :
+       {"/one", "/two", "/gone", "/deep/three", "/anew/four", "/five", "/six/seven"})
+    write_file(base + "/lower" + name, std::string("old ") + name);
+  mount();
+  std::string merged = base + "/merged";
+  write_file(merged + "/two", "new");
+  remove_tree(merged + "/gone");
+  remove_tree(merged + "/anew");
+  make_directories(merged + "/anew");
+  write_file(merged + "/anew/new", "new");
+  remove_tree(merged + "/five");
+  make_directories(merged + "/five");
+  remove_tree(merged + "/six");
+  write_file(merged + "/six", "new");
+  for (const std::string& name : names) {
+    Fd found = open_layered({base + "/upper", base + "/lower"}, name);
+    struct stat info;
+    bool there = name.find("..") == std::string::npos &&
+                 ::lstat((merged + name).c_str(), &info) == 0 && S_ISREG(info.st_mode);
+    ASSERT_EQ(static_cast<bool>(found), there) << name;
+    if (found) {
+      EXPECT_EQ(read_all(found), read_file(merged + name)) << name;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace thaw::store

@@ -1,5 +1,6 @@
 """Memory that comes back while the program runs: every byte is the right one, whoever dies."""
 
+import json
 import os
 import random
 import signal
@@ -125,6 +126,28 @@ def test_a_lazy_replica_is_dumped_whole(daemon):
     equal(pod.events("replica.fallback", after=asked), [], "fallbacks")
     record_and_keeper(daemon, pod, row)
     no_wrong_byte(pod)
+
+
+def test_what_need_not_be_stored(daemon):
+    """Zeros, and pages that a private mapping's file has, are not in the checkpoint; every restore has them, lazy and eager."""
+    pod = Pod(daemon, "regions", when={"http": {}})
+    pod.spec.update(command=["python3", "-S", "-E", "/app/regions.py"], stop_grace="100ms")
+    pod.deploy()
+    made = pod.wait_checkpoint()["id"]
+    left = json.loads(daemon.cli("checkpoint", "inspect", made).stdout)["manifest"]["left_out"]
+    check(left["zero_bytes"] > 30 << 20, f"zeros that were left out: {left}")
+    check(left["file_bytes"] > 100 * 4096, f"what files have and was left out: {left}")
+    images = daemon.data / "checkpoints" / made / "images"
+    stored = sum(file.stat().st_blocks * 512 for file in images.glob("pages-*"))
+    check(stored < 50 << 20, f"{stored >> 20} MiB are stored")
+    for way in ("lazy", "eager"):
+        daemon.scale(pod.name, 0)
+        pod.spec["checkpoint"]["memory"] = way
+        pod.spec["replicas"]["min"] = 0
+        pod.deploy()
+        row = daemon.scale(pod.name, 1)[0]
+        equal(row["started_from"], made, f"what the {way} one starts from")
+        equal(daemon.http(row["id"], "/all", timeout=120), "ok", f"what is wrong in a {way} restore")
 
 
 def test_background(daemon):

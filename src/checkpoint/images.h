@@ -1,0 +1,38 @@
+// CRIU's images: 8 bytes of magic, then messages with a 4-byte length before each
+// (criu.org/Images).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/rpc.pb.h"
+#include "util/error.h"
+
+namespace thaw::checkpoint {
+
+// Flags of a pagemap entry (CRIU's include/pagemap.h).
+inline constexpr std::uint32_t kInParent = 1, kLazy = 2, kPresent = 4;
+
+struct Image {
+  std::string magic;
+  std::vector<std::string> entries;
+};
+
+// Error kCorrupt when it is cut short.
+Image read_image(const std::string& path);
+std::string image_bytes(const Image& image);
+
+template <typename Message>
+Message parse_entry(const std::string& bytes, const std::string& path) {
+  Message message;
+  if (!message.ParseFromString(bytes))
+    throw Error(Code::kCorrupt, "read image", path, "an entry cannot be decoded");
+  return message;
+}
+
+// The pages of an entry, whichever field has them. Error kCorrupt when they make no sense.
+std::uint64_t pages_of(const rpc::PagemapEntry& entry, const std::string& path);
+
+}  // namespace thaw::checkpoint
