@@ -330,8 +330,8 @@ class HeldDump:
         mark = self.pod.daemon.hold_next()
         self.pod.go()
         wait_for(mark.exists, "CRIU is started for the dump", step=0.005)
-        self.criu = criu_below(self.shim)
-        check(self.criu, "the shim has no CRIU")
+        # The kernel's list of children is exact only while none of them comes or goes.
+        self.criu = wait_for(lambda: criu_below(self.shim), "the shim has a CRIU", step=0.005)
         self.handle = os.pidfd_open(self.criu)
         self.signal(signal.SIGSTOP)
         self.pod.daemon.let_go()
