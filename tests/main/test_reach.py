@@ -161,6 +161,7 @@ def test_client_address(daemon):
         client = outside.connect(ports[4]["host"])
         own = list(client.getsockname())
         answer = raw(client, b"GET /seen HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.close()  # or the replica would wait for it before it ends
         equal(json.loads(answer.partition(b"\r\n\r\n")[2])["peer"], own, "address and port that the program sees")
         daemon.scale("a", 0)
         daemon.scale("a", 1)
