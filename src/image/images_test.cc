@@ -364,11 +364,17 @@ TEST_F(Images, BombsAreRefusedAndLeaveNothing) {
   // An archive that skopeo would unpack to look into it.
   refused("docker-archive:" + dir_ + "/zeros.tar.gz");
   refused("oci-archive:" + dir_ + "/zeros.tar.gz");
-  // A file of it that is too large as it is: the tool is stopped.
+  // A file of it that is too large as it is: the tool cannot write it.
   limits.bytes = 1000;
   must_run({"sh", "-c", "head -c 100000 /dev/urandom > static; tar -cf noise.tar static"}, dir_);
   make_image(dir_, "noise", {dir_ + "/noise.tar"});
-  refused("oci:" + dir_ + "/noise:v1");
+  try {
+    import_image(store_, "oci:" + dir_ + "/noise:v1", Deadline::after_ms(60'000), -1, {}, limits);
+    ADD_FAILURE() << "it was imported";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("file too large"));
+  }
+  EXPECT_TRUE(nothing_left());
   EXPECT_TRUE(list_images(store_).empty());
 }
 

@@ -3,7 +3,6 @@
 #include <cstdlib>
 
 #include "image/layout.h"
-#include "image/tree_walk.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -109,11 +108,6 @@ std::string Tools::run_tool(const std::vector<std::string>& argv, const std::str
     throw;
   }
   if (result.ok()) return std::move(result.out);
-  // What the tool says of it is a panic of its language's.
-  walk_tree(staging_.path(), [&](const TreeEntry& entry) {
-    if (S_ISREG(entry.info.stx_mode) && entry.info.stx_size >= limits_.bytes)
-      refuse_size(limits_, reference_, "a file of it");
-  });
   throw Error(result.timed_out ? Code::kTimeout : Code::kUnavailable, "import image", reference_,
               argv[0] + ": " + message_of(result), remedy);
 }
