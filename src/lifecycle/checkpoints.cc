@@ -137,8 +137,9 @@ UsableCheckpoint Checkpoints::own_state(const std::string& id) {
   std::shared_ptr<void> pinned = pin(id);
   auto row = database_.checkpoint(id);
   if (!row || row->status != "available")
-    throw Error(Code::kNotFound, "use checkpoint", id,
-                row ? "it is " + row->status : "it is not there any more");
+    throw Error(
+        Code::kNotFound, "use checkpoint", id,
+        row ? fmt::format("it is {}: {}", row->status, row->reason) : "it is not there any more");
   UsableCheckpoint usable = load(*row);
   if (usable.manifest.host != host_)
     throw Error(Code::kUnsupported, "use checkpoint", id, "it was made for another host");

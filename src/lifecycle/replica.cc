@@ -191,7 +191,7 @@ void Replica::detach() {
     half = state_ == State::kPreparing || state_ == State::kStarting ||
            state_ == State::kRestoring || state_ == State::kValidating;
     // It has its own state still, and is paused again.
-    half = half && !going_on_;
+    half = half && going_on_ == GoingOn::kNot;
     if (!half) detach_ = true;
   }
   // The next daemon cannot go on with one that is half started: it would look like a crash.
@@ -571,10 +571,12 @@ void Replica::fall_back(const RestoreEnd& end, Outcome outcome,
     slot = std::move(slot_);
     row_.slot.clear();
     row_.pid = 0;
-    row_.started_from.clear();
-    row_.reason = fmt::format("started cold: {}the restore ended as {}: {}",
-                              going_on_ ? "the state that it was paused with is lost: " : "",
-                              name(outcome), end.reason);
+    const char* then = going_on_ == GoingOn::kTwice ? "restored once more"
+                       : going_on_ == GoingOn::kOnce
+                           ? "started cold: the state that it was paused with is lost"
+                           : "started cold";
+    if (going_on_ != GoingOn::kTwice) row_.started_from.clear();
+    row_.reason = fmt::format("{}: the restore ended as {}: {}", then, name(outcome), end.reason);
   }
   // Nothing of the attempt may be left for the cold start to find.
   services_.slots.destroy(std::move(slot));

@@ -157,9 +157,10 @@ class Replica {
   std::optional<std::int64_t> quiet_us_;  // of the connections that are not waited for
   bool paused_ = false;                   // asked to, or so; it goes on when this is taken back
   std::int64_t pause_again_us_ = 0;       // monotonic: not to be asked to before
-  bool going_on_ = false;                 // its own state is being restored
-  std::string reason_before_;             // it paused. The thread's own.
-  std::string collecting_;                // the checkpoint that it was dumped into last
+  // Its own state is being restored, and may be tried to once more when that fails.
+  enum class GoingOn { kNot, kOnce, kTwice } going_on_ = GoingOn::kNot;
+  std::string reason_before_;        // it paused. The thread's own.
+  std::string collecting_;           // the checkpoint that it was dumped into last
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.
   bool learn_anything_ = false;
   std::int64_t probe_at_us_ = 0;  // monotonic: the next look at whether it hangs. The thread's own.

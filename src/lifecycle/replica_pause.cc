@@ -248,31 +248,36 @@ void Replica::lose_state(const RestoreEnd& end, const UsableCheckpoint& checkpoi
 }
 
 void Replica::restore_own() {
+  auto set = [this](GoingOn how) {
+    std::scoped_lock lock(mutex_);
+    going_on_ = how;
+  };
+  std::string id = row_.started_from;
   {
     std::scoped_lock lock(mutex_);
-    going_on_ = true;
     row_.reason = reason_before_;
   }
-  std::string id = row_.started_from;
-  RestoreEnd end;
-  UsableCheckpoint own;
-  own.row.id = id;
-  try {
-    own = services_.checkpoints.own_state(id);
-  } catch (const Error& error) {
-    end.error = error.code();
-    end.reason = error.what();
+  // A state is lost for good: what may have been the host's fault is tried twice.
+  for (GoingOn how : {GoingOn::kTwice, GoingOn::kOnce}) {
+    set(how);
+    RestoreEnd end;
+    UsableCheckpoint own;
+    own.row.id = id;
+    try {
+      own = services_.checkpoints.own_state(id);
+    } catch (const Error& error) {
+      end.error = error.code();
+      end.reason = error.what();
+    }
+    if (end.error) {
+      set(GoingOn::kOnce);
+      lose_state(end, own);
+      break;
+    }
+    bool restored = try_restore(own, true);
+    if (restored || stop_asked()) return set(GoingOn::kNot);
   }
-  bool restored = false;
-  if (!end.error)
-    restored = try_restore(own, true);
-  else
-    lose_state(end, own);
-  {
-    std::scoped_lock lock(mutex_);
-    going_on_ = false;
-  }
-  if (restored || stop_asked()) return;
+  set(GoingOn::kNot);
   start_cold();
   warm_up();
 }

@@ -75,6 +75,7 @@ def test_freeze(daemon):
     equal(count(pod, 2), first, "the replica that goes on")
     equal(pod.states(first)[:6], ["starting", "warming", "ready", "pausing", "paused", "ready"], "its states")
     wait_paused(daemon, pod)
+    check('thaw_start_seconds_count{started_from="frozen"} 1' in daemon.api("GET", "/metrics", raw=True)[1], "the metrics know nothing of a thawed replica")
     equal([e["type"] for e in pod.events(after=asked) if e["type"] in ("replica.failed", "replica.starting")], [], "starts and failures")
     # A program that a user starts in it finds it awake, and it stays so for the program.
     equal(daemon.exec(first, "cat", "/counted"), "1\n2\n", "what an exec in a paused replica finds")
@@ -148,6 +149,66 @@ def test_checkpoint(daemon):
     wait_paused(daemon, pod)
     daemon.remove(pod.name)
     wait_for(lambda: not os.listdir(daemon.data / "checkpoints"), "its checkpoint goes with the pod")
+
+
+def test_checkpoint_of_a_restored_one(daemon):
+    """What was restored from the pod's checkpoint has unread memory and a layer below its own: both come along, and the pod's checkpoint stays the pod's."""
+    pod = idle_pod(daemon, "checkpoint", "warm", when={"file": "/ctl/go"}, env={"ON_GO": "busy:20"})
+    count(pod, 1)
+    shared = pod.wait_checkpoint()
+    wait_paused(daemon, pod)
+    daemon.scale(pod.name, 0)
+    wait_for(lambda: not daemon.replicas(pod.name), "the user's word ends the paused one")
+    wait_for(lambda: [row["id"] for row in own(daemon, pod)] == [shared["id"]], "its checkpoint goes with it")
+    first = count(pod, 1)
+    equal(daemon.replica(first)["started_from"], shared["id"], "what the second one was started from")
+    for number in (2, 3):
+        wait_paused(daemon, pod)
+        equal(count(pod, number), first, "the replica that goes on")
+    equal(view(daemon, pod)["checkpoint"]["id"], shared["id"], "the checkpoint that others start from")
+    layers = daemon.api("GET", f"/v1/checkpoints/{daemon.replica(first)['started_from']}")["manifest"]["layers"]
+    equal(len(layers), 2, "layers after several pauses")
+    daemon.remove(pod.name)
+
+
+@contextlib.contextmanager
+def fault(daemon, step, victim):
+    """The daemon started again with it."""
+    usual = daemon.env
+    daemon.env = {**usual, "THAW_FAULT": f"{step}:{victim}", "THAW_FAULT_MARK": str(daemon.data / f"mark-{step}")}
+    daemon.restart()
+    yield
+    wait_for((daemon.data / f"mark-{step}").exists, f"{step} is reached")
+    daemon.env = usual
+
+
+def dies_at(daemon, step, work):
+    """The daemon dies at this step, to which `work` leads, and is started again."""
+    with fault(daemon, step, "self"), contextlib.suppress(OSError, http.client.HTTPException):
+        work()
+    wait_for(lambda: daemon.process.poll() is not None, f"the daemon dies at {step}")
+    daemon.start()
+
+
+def test_what_dies(daemon):
+    """The daemon in the middle of a pause, and while a replica goes on from one; CRIU, once: nothing of its state is lost."""
+    pod = idle_pod(daemon, "checkpoint", "lives")
+    first = count(pod, 1)
+    wait_paused(daemon, pod)
+    # Its processes are stopped, and what they were dumped into is not whole.
+    dies_at(daemon, "seal.begun", lambda: count(pod, 2))
+    equal(count(pod, 3), first, "the replica that goes on after a pause that came to nothing")
+    wait_paused(daemon, pod)
+    # It runs behind its gate. Nobody has reached it, and its state is that of the pause.
+    dies_at(daemon, "restore.resumed", pod.get)
+    equal((wait_paused(daemon, pod)["id"], daemon.replicas(pod.name)[0]["pid"]), (first, None), "the replica that was being restored")
+    equal(count(pod, 4), first, "the replica that goes on")
+    wait_paused(daemon, pod)
+    with fault(daemon, "shim.restore.asked", "criu"):
+        equal(count(pod, 5), first, "the replica that goes on")
+    told = [e["message"] for e in pod.events("replica.preparing", first)]
+    check(len(told) == 1 and told[0].startswith("restored once more"), f"falling back: {told}")
+    daemon.remove(pod.name)
 
 
 def test_cannot_be_dumped(daemon):
