@@ -88,7 +88,7 @@ Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::un
       slot_(std::move(slot)),
       adopted_(true) {
   standby_ = state_ == State::kStandby;
-  paused_ = state_ == State::kPaused;
+  paused_ = state_ == State::kPaused || !slot_;
   stop_ = row_.intent == "stop";
   if (stop_) {
     signal_event(wake_);
@@ -376,6 +376,8 @@ void Replica::live() {
       start();
     else
       note("replica.adopted", "taken back by the restarted daemon while " + row_.state);
+    if (adopted_ && !slot_ && state() != State::kPaused)
+      move(Event::kPause, "the daemon ended while it was " + row_.state + ", it is paused again");
     if (adopted_ && state() == State::kStandby) {
       wait_until_taken();
       wake_standby();

@@ -50,7 +50,8 @@ class Replica {
   // A standby is restored, never started cold, and then waits in `standby` until it is taken.
   Replica(Services services, PodPlan plan, std::string id, std::int64_t requested_us,
           std::function<void()> changed, bool standby = false);
-  // One that lived under an earlier daemon, in a slot that was adopted.
+  // One that lived under an earlier daemon, in a slot that was adopted; without one it has its
+  // state in a checkpoint of its own, and waits.
   Replica(Services services, PodPlan plan, state::ReplicaRow row, std::unique_ptr<Slot> slot,
           std::function<void()> changed);
   ~Replica();  // detach()ed or ended replicas only wait for the thread; a living one is stopped

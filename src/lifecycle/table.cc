@@ -38,6 +38,7 @@ struct Row {
 constexpr Row kTable[] = {
     {State::kPreparing, Event::kStartCold, State::kStarting},
     {State::kPreparing, Event::kRestore, State::kRestoring},
+    {State::kPreparing, Event::kPause, State::kPaused},
     {State::kPreparing, Event::kStop, State::kStopping},
     {State::kPreparing, Event::kDied, State::kFailed},
     {State::kStarting, Event::kStarted, State::kWarming},
@@ -56,8 +57,10 @@ constexpr Row kTable[] = {
     {State::kRestoring, Event::kStop, State::kStopping},
     {State::kRestoring, Event::kDied, State::kFailed},
     {State::kRestoring, Event::kRest, State::kStandby},
+    {State::kRestoring, Event::kPause, State::kPaused},
     {State::kValidating, Event::kOpen, State::kReady},
     {State::kValidating, Event::kRest, State::kStandby},
+    {State::kValidating, Event::kPause, State::kPaused},
     {State::kValidating, Event::kFallBack, State::kPreparing},
     {State::kValidating, Event::kStop, State::kStopping},
     {State::kValidating, Event::kDied, State::kFailed},

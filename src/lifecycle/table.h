@@ -38,7 +38,8 @@ enum class Event {
   kResumed,    // CRIU has restored the tree
   kFallBack,   // the restore did not work
   kRest,       // it waits until it is needed: restored ahead of time, or paused
-  kPause,      // nobody uses it: connections finish, then it is frozen or dumped
+  kPause,      // nobody uses it: connections finish, then it is frozen or dumped; or the daemon has
+               // ended while its own state was being restored, and that is as it was
   kDrain,      // it is to leave, connections finish
   kStop,       // it is to end now
   kEnded,      // the container has exited, by our wish

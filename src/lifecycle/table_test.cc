@@ -41,6 +41,8 @@ TEST(TableTest, WhoIsPausedGoesOnOrEnds) {
   EXPECT_EQ(next(State::kPaused, Event::kOpen), State::kReady);
   EXPECT_EQ(next(State::kPaused, Event::kRestore), State::kRestoring);
   EXPECT_EQ(next(State::kPaused, Event::kPause), std::nullopt);
+  for (State state : {State::kPreparing, State::kRestoring, State::kValidating})
+    EXPECT_EQ(next(state, Event::kPause), State::kPaused) << "of its own state: " << name(state);
 }
 
 TEST(TableTest, NothingFollowsTheEnd) {

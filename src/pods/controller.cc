@@ -458,7 +458,6 @@ struct Controller::Impl {
       lost.emplace_back(row, "its pod was gone when the daemon started");
       return;
     }
-    row.state = lifecycle::name(State::kPaused);
     row.slot.clear();
     row.pid = 0;
     PodPlan plan = plan_of_living(pod->second, row.version);
@@ -467,9 +466,16 @@ struct Controller::Impl {
                                                    nullptr, [this] { poke(); }));
   }
 
+  // It waits in a checkpoint of its own, or was being restored from that.
   bool has_own_state(const state::ReplicaRow& row) {
+    if (row.intent == "stop") return false;
+    State state = lifecycle::parse_state(row.state).value_or(State::kFailed);
+    if (state == State::kPaused) return row.slot.empty();
     auto checkpoint = database.checkpoint(row.started_from);
-    return checkpoint && checkpoint->status == "available" && lifecycle::is_own(*checkpoint);
+    bool half =
+        state == State::kPreparing || state == State::kRestoring || state == State::kValidating;
+    return half && checkpoint && checkpoint->status == "available" &&
+           lifecycle::is_own(*checkpoint);
   }
 
   // Replicas live on in their slots; each is taken back, or cleaned up and written down as ended.
@@ -479,7 +485,7 @@ struct Controller::Impl {
       if (row.ended_us) continue;
       if (!row.slot.empty())
         by_slot.emplace(row.slot, row);
-      else if (row.state == lifecycle::name(State::kPaused))
+      else if (has_own_state(row))
         adopt_paused(row);
       else
         lost.emplace_back(row, "the daemon ended while it was " + row.state);
@@ -508,7 +514,7 @@ struct Controller::Impl {
                           : !slot ? "its shim was gone when the daemon started"
                                   : "its pod was gone when the daemon started";
         slots.destroy(std::move(slot));
-        if (half && has_own_state(row))
+        if (has_own_state(row))
           adopt_paused(row);
         else
           lost.emplace_back(row, why);
@@ -526,7 +532,10 @@ struct Controller::Impl {
                                                      std::move(slot), [this] { poke(); }));
     }
     for (auto& [name, row] : by_slot)
-      lost.emplace_back(row, "its shim was gone when the daemon started");
+      if (has_own_state(row))
+        adopt_paused(row);
+      else
+        lost.emplace_back(row, "its shim was gone when the daemon started");
   }
 
   // What an earlier daemon left. Again and again until it can be written down.
