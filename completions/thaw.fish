@@ -58,6 +58,8 @@ complete -c thaw -n '__thaw_at "thaw daemon"' -l front-tls-key -r -F -d 'Its pri
 complete -c thaw -n '__thaw_at "thaw daemon"' -l front-header-time -x -d 'What a client of the shared port has for a request'\''s header (30s)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l front-keep-alive-time -x -d 'How long it may stay without a request (75s)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l front-stall-time -x -d 'How long a request or an answer may move no byte (1h)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l replace -d 'Take the place of the daemon that runs on the data directory, if one does'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l hand-over-time -x -d 'How long this process stays for connections that go through it when another daemon has taken its place (1h)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l stop-replicas-on-exit -d 'Stop all replicas when the daemon ends'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw daemon"' -s h -l help -d 'Show help'

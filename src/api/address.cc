@@ -79,6 +79,13 @@ void remove_stale(const Address& address, const sockaddr_un& name) {
   check(::unlink(address.path.c_str()), "remove the stale socket", address.path);
 }
 
+void set_access(const Address& address) {
+  const group* thaw = ::getgrnam(address.group.c_str());
+  check(::chown(address.path.c_str(), 0, thaw ? thaw->gr_gid : 0), "set the owner of",
+        address.path);
+  check(::chmod(address.path.c_str(), 0660), "set the mode of", address.path);
+}
+
 Fd listen_unix(const Address& address) {
   sockaddr_un name = unix_address(address.path);
   remove_stale(address, name);
@@ -86,12 +93,17 @@ Fd listen_unix(const Address& address) {
   check(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&name), sizeof name), "listen on",
         address.text());
   // Nobody can connect before listen(), so the mode is right before it can matter.
-  const group* thaw = ::getgrnam(address.group.c_str());
-  check(::chown(address.path.c_str(), 0, thaw ? thaw->gr_gid : 0), "set the owner of",
-        address.path);
-  check(::chmod(address.path.c_str(), 0660), "set the mode of", address.path);
+  set_access(address);
   check(::listen(fd.get(), SOMAXCONN), "listen on", address.text());
   return fd;
+}
+
+sockaddr_storage bound_to(const Fd& socket) {
+  sockaddr_storage bound{};
+  socklen_t size = sizeof bound;
+  check(::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&bound), &size),
+        "read the address of", "listening socket");
+  return bound;
 }
 
 Fd listen_tcp(Address& address) {
@@ -115,14 +127,32 @@ Fd listen_tcp(Address& address) {
     throw_errno("listen on", address.text());
   }
   check(::listen(fd.get(), SOMAXCONN), "listen on", address.text());
-  sockaddr_storage bound{};
-  socklen_t size = sizeof bound;
-  check(::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size), "read the address of",
-        address.text());
+  sockaddr_storage bound = bound_to(fd);
   address.port =
       ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port
                                         : reinterpret_cast<sockaddr_in&>(bound).sin_port);
   return fd;
+}
+
+std::string kept_name(const Address& address) { return "api " + address.text(); }
+
+// Whether a socket of an earlier daemon listens there still, for whoever connects now.
+bool listens_on(const Fd& socket, const Address& address) {
+  int listens = 0;
+  socklen_t size = sizeof listens;
+  if (::getsockopt(socket.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0 || !listens)
+    return false;
+  sockaddr_storage bound = bound_to(socket);
+  if (!address.is_unix) {
+    auto list = resolve(address, true);
+    return bound.ss_family == list->ai_family &&
+           std::memcmp(&bound, list->ai_addr, list->ai_addrlen) == 0;
+  }
+  struct stat info;
+  sockaddr_un name = unix_address(address.path);
+  return std::memcmp(&bound, &name, offsetof(sockaddr_un, sun_path) + address.path.size() + 1) ==
+             0 &&
+         ::lstat(address.path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode);
 }
 
 // Connects without waiting longer than the deadline; 0 or the error number.
@@ -204,6 +234,27 @@ Address parse_address(std::string_view text, std::string_view source) {
 
 Fd listen_on(Address& address) {
   return address.is_unix ? listen_unix(address) : listen_tcp(address);
+}
+
+Fd listen_on(Address& address, Holder* holder) {
+  if (!holder) return listen_on(address);
+  if (Fd kept = holder->take(kept_name(address))) {
+    if (listens_on(kept, address)) {
+      if (address.is_unix) set_access(address);  // the group may be another one now
+      return kept;
+    }
+    kept.reset();
+    holder->drop(kept_name(address));
+  }
+  Fd socket = listen_on(address);
+  holder->keep(kept_name(address), socket);
+  return socket;
+}
+
+void stop_listening(Fd& listener, const Address& address, Holder* holder) {
+  if (holder) holder->drop(kept_name(address));
+  listener.reset();
+  if (address.is_unix) ::unlink(address.path.c_str());
 }
 
 Fd connect_to(const Address& address, Deadline deadline) {

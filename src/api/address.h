@@ -8,6 +8,7 @@
 
 #include "util/clock.h"
 #include "util/fd.h"
+#include "util/holder.h"
 
 namespace thaw::api {
 
@@ -30,6 +31,11 @@ Address parse_address(std::string_view text, std::string_view source);
 // real one. unix: mode 0660, the group when the host has it; a socket file that nobody answers is
 // replaced, one that answers is kConflict.
 Fd listen_on(Address& address);
+// The same, with a socket that outlives this daemon (`holder` may be none): the one that an earlier
+// daemon listened on there, if it is kept and is one.
+Fd listen_on(Address& address, Holder* holder);
+// Closes such a one for good, and removes its file.
+void stop_listening(Fd& listener, const Address& address, Holder* holder);
 
 // kUnavailable when nobody answers there; the message tells how to start a daemon.
 Fd connect_to(const Address& address, Deadline deadline);

@@ -365,7 +365,7 @@ struct Server::Impl {
   Backend& backend;
   ServerOptions options;
   std::vector<Fd> listeners;
-  Fd stop_event = Fd::event();
+  Fd stop_event = Fd::event(), stop_acceptor = Fd::event();
   std::thread acceptor;
   std::list<Worker> workers;  // the acceptor's, then stop()'s
   std::mutex tls_mutex;       // of options.tls
@@ -373,7 +373,7 @@ struct Server::Impl {
   Impl(Backend& the_backend, ServerOptions the_options)
       : backend(the_backend), options(std::move(the_options)) {
     for (auto& address : options.listen) {
-      listeners.push_back(listen_on(address));
+      listeners.push_back(listen_on(address, options.holder));
       set_nonblocking(listeners.back(), true);
     }
   }
@@ -394,7 +394,7 @@ struct Server::Impl {
   void accept_all() {
     std::vector<pollfd> entries;
     for (auto& listener : listeners) entries.push_back({listener.get(), POLLIN, 0});
-    entries.push_back({stop_event.get(), POLLIN, 0});
+    entries.push_back({stop_acceptor.get(), POLLIN, 0});
     for (;;) {
       if (::poll(entries.data(), entries.size(), -1) < 0 && errno != EINTR) {
         log::error("the API stops accepting", {{"error", std::strerror(errno)}});
@@ -412,7 +412,7 @@ struct Server::Impl {
     if (!socket) {
       if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) return;
       log::warn("a connection has to wait", {{"error", std::strerror(errno)}});
-      pollfd stop{stop_event.get(), POLLIN, 0};
+      pollfd stop{stop_acceptor.get(), POLLIN, 0};
       ::poll(&stop, 1, 100);  // the connection stays readable: without a pause this would spin
       return;
     }
@@ -468,14 +468,17 @@ struct Server::Impl {
     }
   }
 
+  void stop_accepting() {
+    signal_event(stop_acceptor);
+    if (acceptor.joinable()) acceptor.join();
+  }
+
   void close() {
     signal_event(stop_event);
-    if (acceptor.joinable()) acceptor.join();
-    if (listeners.empty()) return;
+    stop_accepting();
+    for (std::size_t i = 0; i < listeners.size(); ++i)
+      stop_listening(listeners[i], options.listen[i], options.holder);
     listeners.clear();
-    for (auto& address : options.listen) {
-      if (address.is_unix) ::unlink(address.path.c_str());
-    }
   }
 };
 
@@ -489,6 +492,11 @@ void Server::start() {
 }
 
 void Server::close() { impl_->close(); }
+
+void Server::hand_over() {
+  impl_->stop_accepting();
+  impl_->listeners.clear();
+}
 
 void Server::stop() {
   impl_->close();

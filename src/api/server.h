@@ -14,6 +14,7 @@ struct ServerOptions {
   std::vector<Address> listen;
   int max_connections = 256;      // at each address, so that none shuts out another; more get 503
   std::optional<TlsContext> tls;  // for tls: addresses, whose clients must show a token
+  Holder* holder = nullptr;       // keeps the listening sockets for the next daemon
 };
 
 class Server {
@@ -30,6 +31,9 @@ class Server {
   // Accepts nothing more, ends idle connections and streams; requests under way are answered.
   // Removes unix socket files.
   void close();
+  // Another daemon accepts: the listening sockets stay with the holder. What is connected goes on
+  // until stop().
+  void hand_over();
   // close(), then waits for the requests under way.
   void stop();
   // For connections that come from now on.

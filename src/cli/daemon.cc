@@ -1,20 +1,26 @@
 #include <grp.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 
 #include "api/controller_backend.h"
 #include "api/server.h"
 #include "cli/command.h"
 #include "pods/controller.h"
+#include "pods/handover.h"
 #include "util/file.h"
+#include "util/holder.h"
 #include "util/log.h"
+#include "util/process.h"
 #include "util/version.h"
 #include "util/watched_files.h"
 
@@ -26,7 +32,8 @@ struct DaemonOptions {
   std::vector<std::string> listen;
   std::string log_level = "info", log_format = "text", slots, quota, image_quota, image_size,
               verify_every, hold_connections, hold_bytes, hold_time, idle_time, half_closed_time,
-              front_header_time, front_keep_alive_time, front_stall_time, group, tls_cert, tls_key;
+              front_header_time, front_keep_alive_time, front_stall_time, hand_over_time, group,
+              tls_cert, tls_key;
   bool stop_replicas = false;
 };
 
@@ -108,6 +115,8 @@ void read_traffic_limits(DaemonOptions& options) {
   read_time(settings.front_keep_alive_time_us, options.front_keep_alive_time,
             "--front-keep-alive-time");
   read_time(settings.front_stall_time_us, options.front_stall_time, "--front-stall-time");
+  if (!options.hand_over_time.empty())
+    settings.hand_over_us = duration_us(options.hand_over_time, "--hand-over-time");
   if (settings.front_tls_cert.empty() != settings.front_tls_key.empty())
     throw Error(Code::kInvalid, "use --front-tls-cert and --front-tls-key", {},
                 "one of them is given without the other", "give both, or none for plain HTTP");
@@ -125,6 +134,41 @@ void renew_certificate(api::Server& server, const DaemonOptions& options) {
     log::warn("the API keeps its certificate: the new one cannot be used",
               {{"error", error.what()}});
   }
+}
+
+// The program as it lies on disk now, with this process's command line: it asks this one to hand
+// over when it has come so far.
+void start_successor(const std::string& program) {
+  std::vector<std::string> argv{program};
+  std::string line = read_file("/proc/self/cmdline");
+  for (std::size_t at = line.find('\0') + 1; at < line.size(); at = line.find('\0', at) + 1)
+    argv.emplace_back(line.c_str() + at);
+  if (std::ranges::find(argv, "--replace") == argv.end()) argv.emplace_back("--replace");
+  try {
+    Process::spawn(argv).detach();
+    log::info("another daemon is started to take over", {{"program", program}});
+  } catch (const Error& error) {
+    log::error("no other daemon can take over", {{"error", error.what()}});
+  }
+}
+
+int hand_over(api::Server& server, pods::Controller& controller, const pods::Door& door,
+              Fd successor, const Fd& signals) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  ::getsockopt(successor.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size);
+  log::info("handing over", {{"to", std::to_string(peer.pid)}});
+  server.hand_over();
+  pods::Remainder remainder = controller.hand_over([&] { server.stop(); });
+  notify_systemd("MAINPID=" + std::to_string(peer.pid));
+  if (!remainder.begin(std::move(successor))) {
+    log::error("the daemon that was to take over is gone; start one again");
+    return kFailed;
+  }
+  log::info("handed over", {{"to", std::to_string(peer.pid)}});
+  remainder.run(door, signals, controller.settings().hand_over_us);
+  log::info("stopped");
+  return kOk;
 }
 
 int daemon(DaemonOptions& options) {
@@ -176,15 +220,23 @@ int daemon(DaemonOptions& options) {
   ::sigemptyset(&signals);
   ::sigaddset(&signals, SIGTERM);
   ::sigaddset(&signals, SIGINT);
+  ::sigaddset(&signals, SIGHUP);
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
   Fd signal_fd(check(::signalfd(-1, &signals, SFD_CLOEXEC), "watch", "signals"));
   raise_descriptor_limit();
+  // Where it lies, whatever lies there later.
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe");
 
+  options.settings.hold_listeners = true;
   pods::Controller controller(options.settings);
   auto backend = api::make_controller_backend(controller);
-  api::Server server(*backend, {.listen = std::move(listen), .tls = tls});
+  api::Server server(*backend,
+                     {.listen = std::move(listen), .tls = tls, .holder = controller.holder()});
   controller.start();
+  // All that listens now has taken what an earlier daemon left; nobody serves the rest any more.
+  controller.holder()->drop_untaken();
+  pods::Door door(options.settings);
   log_doctor(controller);
   server.start();
   std::optional<WatchedFiles> certificate;
@@ -198,7 +250,17 @@ int daemon(DaemonOptions& options) {
   notify_systemd("READY=1");
 
   signalfd_siginfo info{};
-  while (::read(signal_fd.get(), &info, sizeof info) < 0 && errno == EINTR) {
+  while (info.ssi_signo == 0) {
+    pollfd fds[2] = {{signal_fd.get(), POLLIN, 0}, {door.fd().get(), POLLIN, 0}};
+    if (::poll(fds, 2, -1) < 0) continue;
+    if (fds[0].revents && ::read(signal_fd.get(), &info, sizeof info) > 0 &&
+        info.ssi_signo == SIGHUP) {
+      start_successor(program);
+      info = {};
+    }
+    if (!fds[1].revents || info.ssi_signo) continue;
+    if (Fd successor = door.answer())
+      return hand_over(server, controller, door, std::move(successor), signal_fd);
   }
   log::info("stopping", {{"signal", ::strsignal(static_cast<int>(info.ssi_signo))},
                          {"replicas", options.stop_replicas ? "are stopped" : "run on"}});
@@ -219,7 +281,9 @@ Command daemon_command() {
   Command command{"daemon", "Run the daemon in the foreground",
                   "Logs to stderr, tells systemd when it is ready, and ends on SIGTERM or SIGINT; "
                   "replicas run on and are "
-                  "taken back by the next daemon on the same data directory."};
+                  "taken back by the next daemon on the same data directory. On SIGHUP it starts "
+                  "the program anew, which takes its place (--replace): no connection is refused "
+                  "or ended by that. See docs/upgrade.md."};
   command.options = {
       {"--data-dir", "DIR", &options->settings.data_dir,
        "State, images and checkpoints (/var/lib/thaw)", "@directory"},
@@ -265,6 +329,11 @@ Command daemon_command() {
        "How long it may stay without a request (75s)"},
       {"--front-stall-time", "TIME", &options->front_stall_time,
        "How long a request or an answer may move no byte (1h)"},
+      {"--replace", "", &options->settings.replace,
+       "Take the place of the daemon that runs on the data directory, if one does"},
+      {"--hand-over-time", "TIME", &options->hand_over_time,
+       "How long this process stays for connections that go through it when another daemon has "
+       "taken its place (1h)"},
       {"--stop-replicas-on-exit", "", &options->stop_replicas,
        "Stop all replicas when the daemon ends"}};
   command.run = [options](Context&) { return daemon(*options); };

@@ -9,6 +9,7 @@
 #include "cli/parser.h"
 #include "lifecycle/shim.h"
 #include "util/error.h"
+#include "util/holder.h"
 
 namespace thaw::cli {
 namespace {
@@ -24,6 +25,7 @@ void leave_on_interrupt() {
 int run(int argc, char** argv) {
   // One shim a replica, on the path of every start: it gets here before anything is built up.
   if (argc > 1 && std::strcmp(argv[1], "shim") == 0) return lifecycle::shim_main(argc, argv);
+  if (argc > 1 && std::strcmp(argv[1], "holder") == 0) return holder_main(argc, argv);
   leave_on_interrupt();
   try {
     Context context;

@@ -1,11 +1,13 @@
 #include "front/front.h"
 
+#include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/ssl/context.hpp>
 #include <csignal>
 #include <cstring>
+#include <future>
 #include <set>
 #include <thread>
 
@@ -91,10 +93,12 @@ Certificate certificate_of(const Options& options) {
 }  // namespace
 
 struct Front::Impl {
-  Impl(gateway::Gateway& gateway, Options wanted)
+  Impl(gateway::Gateway& gateway, Options wanted, Holder* holder)
       : options(std::move(wanted)),
         tls(certificate_of(options)),
-        listener(listen(options)),
+        holder(holder),
+        place(parse_place(options.address)),
+        listener(gateway::listen_on(place.address, place.port, holder)),
         port(gateway::port_of(listener)),
         gateway(gateway),
         departures(io),
@@ -102,13 +106,13 @@ struct Front::Impl {
         acceptor(io, listener.get()),
         pause(io) {}
 
-  static Fd listen(const Options& options) {
-    Place place = parse_place(options.address);
-    return gateway::listen_on(place.address, place.port);
-  }
+  ~Impl() { stop_listening(); }
 
-  // The descriptor belongs to `listener`.
-  ~Impl() { acceptor.release(); }
+  void stop_listening() {
+    if (!listener) return;
+    acceptor.release();  // the descriptor belongs to `listener`
+    gateway::stop_listening(listener, place.address, holder);
+  }
 
   void accept_later() {
     acceptor.async_wait(asio::posix::stream_descriptor::wait_read, [this](error_code error) {
@@ -152,7 +156,10 @@ struct Front::Impl {
     session->start([this, refuse, weak = std::weak_ptr(session)] {
       refused -= refuse;
       if (auto ended = weak.lock()) sessions.erase(ended);
+      clients = std::ssize(sessions);
+      if (changed) signal_event(changed);
     });
+    clients = std::ssize(sessions);
   }
 
   // The files are others now. What cannot be used changes nothing. Connections keep what they have.
@@ -191,6 +198,8 @@ struct Front::Impl {
 
   const Options options;
   Certificate tls;  // of the next connections
+  Holder* holder;
+  const Place place;
   Fd listener;
   const std::uint16_t port;
   gateway::Gateway& gateway;
@@ -203,13 +212,15 @@ struct Front::Impl {
   gateway::DescriptorReserve reserve;
   std::set<std::shared_ptr<Session>> sessions;
   int refused = 0;  // of them, that are only told why
+  std::atomic<std::int64_t> clients = 0;
+  Fd changed;  // once it has handed over
   std::int64_t complained_us = 0, unsaid = 0;
   std::thread thread;
   std::optional<WatchedFiles> files;
 };
 
-Front::Front(gateway::Gateway& gateway, Options options)
-    : impl_(std::make_unique<Impl>(gateway, std::move(options))) {}
+Front::Front(gateway::Gateway& gateway, Options options, Holder* holder)
+    : impl_(std::make_unique<Impl>(gateway, std::move(options), holder)) {}
 
 void Front::start() {
   impl_->accept_later();
@@ -236,6 +247,24 @@ Front::~Front() {
   // forgotten them when it answers once more.
   for (int i = 0; i < 2; ++i) impl.gateway.traffic({});
 }
+
+void Front::hand_over(const Fd& changed) {
+  Impl& impl = *impl_;
+  std::promise<void> done;
+  asio::post(impl.io, [&] {
+    error_code ignored;
+    impl.acceptor.cancel(ignored);
+    impl.pause.cancel(ignored);
+    impl.holder = nullptr;
+    impl.stop_listening();
+    impl.shared.leaving = true;
+    impl.changed = changed.duplicate();
+    done.set_value();
+  });
+  done.get_future().get();
+}
+
+std::int64_t Front::clients() const { return impl_->clients; }
 
 std::uint16_t Front::port() const { return impl_->port; }
 Routes& Front::routes() { return impl_->routes; }

@@ -26,12 +26,18 @@ struct Options {
 
 class Front {
  public:
-  // Listens; clients wait until start. Error kInvalid for an address, certificate or key that
-  // cannot be used, kConflict when the port is taken. The gateway must outlive it.
-  Front(gateway::Gateway& gateway, Options options);
+  // Listens; clients wait until start. `holder`, if any, keeps the socket for the next daemon.
+  // Error kInvalid for an address, certificate or key that cannot be used, kConflict when the port
+  // is taken. The gateway must outlive it.
+  Front(gateway::Gateway& gateway, Options options, Holder* holder = nullptr);
   ~Front();  // ends every connection
 
   void start();  // accepts, from now on
+
+  // Another daemon accepts from now on. Clients that are connected get one answer more each, then
+  // their connections end; `changed` is signalled whenever one has.
+  void hand_over(const Fd& changed);
+  std::int64_t clients() const;  // that are connected
 
   std::uint16_t port() const;
   Routes& routes();

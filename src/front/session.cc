@@ -248,7 +248,7 @@ Task<bool> Session::serve(Exchange& exchange) {
 
   const auto& request = exchange.request.get();
   exchange.version = request.version();
-  exchange.keep_alive = request.keep_alive();
+  exchange.keep_alive = request.keep_alive() && !shared_.leaving;
   exchange.head = request.method() == http::verb::head;
   exchange.facts = {.client = address_text_,
                     .request_id = request_id(request),

@@ -20,6 +20,7 @@ struct Shared {  // of all sessions; outlives them
   const Routes& routes;
   Departures& departures;
   std::int64_t complained_us = 0, unsaid = 0;  // of failed requests
+  bool leaving = false;                        // another daemon is to serve the next requests
 };
 
 class Session : public std::enable_shared_from_this<Session> {

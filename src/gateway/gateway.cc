@@ -10,23 +10,26 @@
 namespace thaw::gateway {
 
 struct Gateway::Impl {
-  Impl(Limits limits, OnNeed on_need) : limits(limits), on_need(std::move(on_need)) {}
+  Impl(Limits limits, OnNeed on_need, Holder* holder)
+      : limits(limits), on_need(std::move(on_need)), holder(holder) {}
 
   EventLoop loop;
   const Limits limits;
   const OnNeed on_need;
+  Holder* const holder;
   std::unique_ptr<Router> router;  // made, used and destroyed on the thread
   std::unique_ptr<LinkListener> links;
   std::thread thread;
   std::atomic<std::uint64_t> calls{0};
 };
 
-Gateway::Gateway(Limits limits, OnNeed on_need)
-    : impl_(std::make_unique<Impl>(limits, std::move(on_need))) {
+Gateway::Gateway(Limits limits, OnNeed on_need, Holder* holder)
+    : impl_(std::make_unique<Impl>(limits, std::move(on_need), holder)) {
   std::promise<void> started;
   impl_->thread = std::thread([this, &started] {
     try {
-      impl_->router = std::make_unique<Router>(impl_->loop, impl_->limits, impl_->on_need);
+      impl_->router =
+          std::make_unique<Router>(impl_->loop, impl_->limits, impl_->on_need, impl_->holder);
     } catch (...) {
       started.set_exception(std::current_exception());
       return;
@@ -72,6 +75,12 @@ void Gateway::open_gate(const std::string& pod, const std::string& replica, cons
       [&] { impl_->router->open_gate(pod, replica, std::move(own), std::move(offer)); });
 }
 
+bool Gateway::gate_is_open(const std::string& replica) const {
+  bool open = false;
+  impl_->loop.call([&] { open = impl_->router->gate_is_open(replica); });
+  return open;
+}
+
 void Gateway::close_gate(const std::string& pod, const std::string& replica) {
   impl_->loop.call([&] { impl_->router->close_gate(pod, replica); });
 }
@@ -92,8 +101,8 @@ void Gateway::end_quiet(const std::string& replica, std::int64_t quiet_us) {
 
 void Gateway::listen_for_links(const std::string& address, std::uint16_t port, FindLink find) {
   impl_->loop.call([&] {
-    impl_->links =
-        std::make_unique<LinkListener>(*impl_->router, listen_on(address, port), std::move(find));
+    impl_->links = std::make_unique<LinkListener>(
+        *impl_->router, listen_on(address, port, impl_->holder), std::move(find));
   });
 }
 
@@ -126,6 +135,24 @@ std::int64_t Gateway::in_flight(const std::string& replica) const {
   std::int64_t result = 0;
   impl_->loop.call([&] { result = impl_->router->in_flight(replica); });
   return result;
+}
+
+void Gateway::hand_over(const Fd& changed) {
+  Fd own = changed.duplicate();
+  impl_->loop.call([&] {
+    impl_->links.reset();
+    impl_->router->hand_over(std::move(own));
+  });
+}
+
+Elsewhere Gateway::connections() const {
+  Elsewhere result;
+  impl_->loop.call([&] { result = impl_->router->connections(); });
+  return result;
+}
+
+void Gateway::set_elsewhere(int source, Elsewhere connections) {
+  impl_->loop.call([&] { impl_->router->set_elsewhere(source, std::move(connections)); });
 }
 
 }  // namespace thaw::gateway

@@ -18,6 +18,10 @@
 
 #include "util/fd.h"
 
+namespace thaw {
+class Holder;
+}
+
 namespace thaw::gateway {
 
 struct Limits {
@@ -93,6 +97,14 @@ struct Need {
                                    // (0: there was none)
 };
 
+// Connections that another process has, of an earlier daemon.
+struct Elsewhere {
+  std::map<std::string, std::int64_t> held;  // by pod
+  std::map<std::string, std::pair<std::string, std::int64_t>>
+      active;              // by replica: its pod, and how many
+  std::int64_t total = 0;  // with those that are being told why they are not served
+};
+
 // Why a client is not served.
 enum class Refusal {
   kNotPublished,  // there is no such pod, or not any more
@@ -141,7 +153,8 @@ class Gateway {
   // Called from the gateway's thread when connections of a pod call for more replicas than are
   // ready, once for each rise. Must not block, and must not call the gateway.
   using OnNeed = std::function<void(const std::string& pod)>;
-  explicit Gateway(Limits limits = {}, OnNeed on_need = {});
+  // `holder` keeps the listening sockets for the next daemon; it outlives the gateway.
+  explicit Gateway(Limits limits = {}, OnNeed on_need = {}, Holder* holder = nullptr);
   ~Gateway();  // closes listeners and connections
 
   // Listens on the ports of a pod; returns the numbers chosen. Ports that the pod publishes already
@@ -159,6 +172,7 @@ class Gateway {
   // an offer it is reached on the ports that its pod publishes.
   void open_gate(const std::string& pod, const std::string& replica, const Fd& netns,
                  std::optional<Offer> offer = {});
+  bool gate_is_open(const std::string& replica) const;
   // No new connections; those in flight go on. No error when it was not open.
   void close_gate(const std::string& pod, const std::string& replica);
   // Readable as soon as no connection of this replica is in flight.
@@ -185,6 +199,14 @@ class Gateway {
   // Begins a new peak. Connections at rest for `quiet_us` are no need.
   Need need(const std::string& pod, std::int64_t quiet_us);
   std::int64_t in_flight(const std::string& replica) const;
+
+  // Another daemon accepts from now on: the listening sockets are closed here and stay with the
+  // holder. The connections that there are go on, held ones, too. `changed` is signalled whenever
+  // one came, moved on or went.
+  void hand_over(const Fd& changed);
+  Elsewhere connections() const;  // those of this process, once nothing is set below
+  // What another process has: counted as in flight and as held, like this one's own.
+  void set_elsewhere(int source, Elsewhere connections);
 
  private:
   struct Impl;

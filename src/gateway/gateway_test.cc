@@ -723,6 +723,56 @@ TEST_F(GatewayTest, WhatAReplicaThatLeavesHasCallsForNoOther) {
   EXPECT_EQ(gateway.need("web", kPatienceUs).now, 0);
 }
 
+TEST_F(GatewayTest, ConnectionsOfAnotherProcessCountAsItsOwn) {
+  std::atomic<int> needs = 0;
+  Gateway gateway({}, [&](const std::string&) { ++needs; });
+  gateway.publish("web", {{"127.0.0.1", 0, kInside}}, {.concurrency = 1});
+  gateway.set_elsewhere(0, {.held = {{"web", 2}}, .active = {{"r1", {"web", 1}}}});
+  EXPECT_GE(needs, 1);
+  EXPECT_EQ(gateway.traffic("web").held, 2);
+  EXPECT_EQ(gateway.in_flight("r1"), 1);
+  gateway.open_gate("web", "r1", netns);
+  EXPECT_EQ(gateway.need("web", 0).now, 3);
+  gateway.close_gate("web", "r1");
+  EXPECT_FALSE(drained(gateway, "r1", 1'000));
+  gateway.set_elsewhere(0, {.active = {{"r1", {"web", 3}}, {"of nobody", {"none", 1}}}});
+  EXPECT_EQ(gateway.traffic("web").held, 0);
+  EXPECT_EQ(gateway.traffic("web").active, 3);
+  gateway.set_elsewhere(1, {.active = {{"r1", {"web", 1}}}});
+  gateway.set_elsewhere(0, {});
+  EXPECT_EQ(gateway.in_flight("r1"), 1);
+  gateway.set_elsewhere(1, {});
+  EXPECT_TRUE(drained(gateway, "r1", kPatienceUs));
+  EXPECT_EQ(gateway.traffic("web").active, 0);
+}
+
+TEST_F(GatewayTest, ConnectionsLiveOnWhenAnotherDaemonAccepts) {
+  Gateway gateway;
+  std::uint16_t port = publish(gateway), other = publish(gateway, "other");
+  Server server(netns, echo);
+  gateway.open_gate("other", "r1", netns);
+  Fd spliced = connect_to(other);
+  say(spliced, "x");
+  EXPECT_EQ(hear(spliced, 1), "x");
+  auto held = held_clients(gateway, port, 1);
+  Fd changed = Fd::event();
+  gateway.hand_over(changed);
+  EXPECT_THROW(connect_to(port), Error);
+  Elsewhere now = gateway.connections();
+  EXPECT_EQ(now.total, 2);
+  EXPECT_EQ(now.held, (std::map<std::string, std::int64_t>{{"web", 1}}));
+  EXPECT_EQ(now.active.at("r1"), std::pair(std::string("other"), std::int64_t{1}));
+  say(spliced, "y");
+  EXPECT_EQ(hear(spliced, 1), "y");
+  gateway.open_gate("web", "r2", netns);
+  say(held[0], "z");
+  EXPECT_EQ(hear(held[0], 1), "z");
+  held.clear();
+  spliced.reset();
+  EXPECT_TRUE(eventually([&] { return gateway.connections().total == 0; }));
+  EXPECT_TRUE(wait_readable(changed.get(), Deadline::after_ms(0)));
+}
+
 TEST_F(GatewayTest, ConnectionsAtRestAreNoNeedAndEndWithTheirReplica) {
   Gateway gateway;
   std::uint16_t port =

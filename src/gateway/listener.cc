@@ -49,6 +49,25 @@ void turn_on(const Fd& socket, int level, int option) {
         "listening socket");
 }
 
+std::string kept_name(const std::string& address, std::uint16_t port) {
+  return "tcp " + endpoint_text(address, port);
+}
+
+int option_of(const Fd& socket, int option) {
+  int value = -1;
+  socklen_t size = sizeof value;
+  return ::getsockopt(socket.get(), SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
+}
+
+bool listens_on(const Fd& socket, const std::string& address, std::uint16_t port) {
+  sockaddr_storage wanted{}, found{};
+  socklen_t size = fill(wanted, address, port), found_size = sizeof found;
+  return option_of(socket, SO_ACCEPTCONN) == 1 && option_of(socket, SO_TYPE) == SOCK_STREAM &&
+         option_of(socket, SO_PROTOCOL) == IPPROTO_TCP &&
+         ::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&found), &found_size) == 0 &&
+         found_size == size && std::memcmp(&found, &wanted, size) == 0;
+}
+
 [[noreturn]] void cannot_listen(const std::string& where, int cause) {
   if (cause == EADDRINUSE)
     throw Error(Code::kConflict, "listen on", where, "another program of this host has the port",
@@ -100,6 +119,23 @@ Fd listen_on(const std::string& address, std::uint16_t port) {
       ::listen(socket.get(), kBacklog) < 0)
     cannot_listen(where, errno);
   return socket;
+}
+
+Fd listen_on(const std::string& address, std::uint16_t port, Holder* holder) {
+  if (!holder) return listen_on(address, port);
+  std::string name = kept_name(address, port);
+  if (Fd kept = holder->take(name)) {
+    if (listens_on(kept, address, port)) return kept;
+    holder->drop(name);
+  }
+  Fd socket = listen_on(address, port);
+  holder->keep(kept_name(address, port_of(socket)), socket);
+  return socket;
+}
+
+void stop_listening(Fd& listener, const std::string& address, Holder* holder) {
+  if (holder) holder->drop(kept_name(address, port_of(listener)));
+  listener.reset();
 }
 
 std::uint16_t port_of(const Fd& listener) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "util/fd.h"
+#include "util/holder.h"
 
 namespace thaw::gateway {
 
@@ -23,6 +24,11 @@ bool addresses_overlap(const std::string& a, const std::string& b);
 // noticed within two minutes). kConflict when another socket has it; the message does not know
 // whose.
 Fd listen_on(const std::string& address, std::uint16_t port);
+// The same, with a socket that outlives this daemon (`holder` may be none): the one that an earlier
+// daemon listened on there, if it is kept and is one.
+Fd listen_on(const std::string& address, std::uint16_t port, Holder* holder);
+// Closes such a one for good.
+void stop_listening(Fd& listener, const std::string& address, Holder* holder);
 std::uint16_t port_of(const Fd& listener);
 
 // Clients must not take the descriptors that the daemon itself needs, for replicas and its

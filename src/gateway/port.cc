@@ -15,7 +15,7 @@ void Port::stop() {
   if (!listener) return;
   router.loop.unwatch(listener.get());
   router.loop.clear_timer(*this);
-  listener.reset();
+  stop_listening(listener, where.address, router.holder);
 }
 
 void Port::on_events(int, std::uint32_t) {

@@ -133,7 +133,7 @@ std::vector<PublishedPort> Router::publish(const std::string& name,
   } catch (...) {
     for (auto& port : fresh) close_port(std::move(port));
     for (Port* port : moved_aside) {
-      port->listener = listen_on(port->where.address, port->where.host);
+      port->listener = listen_on(port->where.address, port->where.host, holder);
       port->listen();
     }
     let_go(pod);
@@ -164,7 +164,7 @@ std::vector<PublishedPort> Router::publish(const std::string& name,
 
 Fd Router::listen_for(const PublishedPort& port) const {
   try {
-    return listen_on(port.address, port.host);
+    return listen_on(port.address, port.host, holder);
   } catch (const Error& error) {
     if (error.code() != Code::kConflict) throw;
     for (auto& [name, pod] : pods_)
@@ -218,11 +218,7 @@ void Router::open_gate(const std::string& pod_name, const std::string& id, Fd ne
                 fmt::format("it belongs to pod {}, not to {}", known->second.pod.name, pod_name));
   dialer.prepare(netns, id);
   Pod& pod = pod_named(pod_name);
-  if (known == replicas_.end())
-    known = replicas_.try_emplace(id, Replica{.id = id, .pod = pod, .serial = 0}).first;
-  else
-    let_go(pod);  // the replica is its user already
-  Replica& replica = known->second;
+  Replica& replica = replica_named(id, pod);
   pod.leaving -= replica.in_flight;
   replica.serial = ++serial_;
   replica.netns = {std::move(netns)};
@@ -259,6 +255,18 @@ void Router::on_turn() {
       connection->dispatch();
     }
   }
+}
+
+// Takes over one use of the pod.
+Replica& Router::replica_named(const std::string& id, Pod& pod) {
+  auto [at, made] = replicas_.try_emplace(id, Replica{.id = id, .pod = pod, .serial = 0});
+  if (!made) let_go(pod);  // the replica is its user already
+  return at->second;
+}
+
+bool Router::gate_is_open(const std::string& id) const {
+  auto found = replicas_.find(id);
+  return found != replicas_.end() && found->second.open;
 }
 
 void Router::close_gate(const std::string& pod, const std::string& id) {
@@ -328,6 +336,10 @@ void Router::release(Replica& replica) {
   if (!replica.open) --replica.pod.leaving;
   --replica.in_flight;
   if (replica.open) has_room(replica.pod);
+  tell_if_drained(replica);
+}
+
+void Router::tell_if_drained(Replica& replica) {
   if (replica.in_flight > 0) return;
   for (const Fd& event : std::exchange(replica.waiters, {})) signal_event(event);
   forget_if_done(replica);
@@ -420,6 +432,7 @@ void Router::add(std::unique_ptr<Connection> connection) {
 }
 
 void Router::traffic_changed(Pod& pod) {
+  if (leaving()) signal_event(changed_);
   std::int64_t connections = pod.demanding();
   if (connections == 0) pod.idle_since_us = loop.now_us();
   int now = pod.need_of(connections);
@@ -498,6 +511,55 @@ void Router::close_all() {
   std::vector<std::string> replicas;
   for (auto& [id, replica] : replicas_) replicas.push_back(id);
   for (auto& id : replicas) drop(id);
+}
+
+// ---- other processes ----
+
+// Held connections, and requests on connections of the shared port, go on to the replicas.
+void Router::hand_over(Fd changed) {
+  changed_ = std::move(changed);
+  holder = nullptr;
+  for (auto& [name, pod] : pods_)
+    for (auto& port : pod.ports) port->stop();
+  for (Connection* connection : connections_where([](auto&) { return true; }))
+    connection->replica_leaves();
+}
+
+Elsewhere Router::connections() const {
+  Elsewhere all{.total = std::ssize(connections_)};
+  for (auto& [name, pod] : pods_)
+    if (pod.traffic.held > 0) all.held.emplace(name, pod.traffic.held);
+  for (auto& [id, replica] : replicas_)
+    if (replica.in_flight > 0)
+      all.active.emplace(id, std::pair(replica.pod.name, replica.in_flight));
+  return all;
+}
+
+void Router::set_elsewhere(int source, Elsewhere connections) {
+  Elsewhere& known = elsewhere_[source];
+  add_elsewhere(connections, 1);  // first: nothing is to look idle in between
+  add_elsewhere(std::exchange(known, std::move(connections)), -1);
+}
+
+void Router::add_elsewhere(const Elsewhere& connections, int sign) {
+  for (auto& [name, count] : connections.held) {
+    Pod& pod = pod_named(name);
+    pod.users += sign * count;
+    pod.traffic.held += sign * count;
+    traffic_changed(pod);
+    let_go(pod);
+  }
+  for (auto& [id, where] : connections.active) {
+    auto& [name, count] = where;
+    Pod& pod = pod_named(name);
+    Replica& replica = replica_named(id, pod);
+    pod.traffic.active += sign * count;
+    if (!replica.open) pod.leaving += sign * count;
+    replica.in_flight += sign * count;
+    traffic_changed(pod);
+    if (sign < 0 && replica.open) has_room(pod);
+    tell_if_drained(replica);
+  }
 }
 
 // ---- what lives how long ----

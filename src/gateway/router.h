@@ -95,8 +95,9 @@ struct Pod {
 
 class Router final : public EventLoop::Handler {
  public:
-  Router(EventLoop& loop, Limits limits, Gateway::OnNeed on_need)
-      : loop(loop), limits(limits), on_need_(std::move(on_need)) {}
+  // `holder`: of listeners; may be none.
+  Router(EventLoop& loop, Limits limits, Gateway::OnNeed on_need, Holder* holder)
+      : loop(loop), limits(limits), holder(holder), on_need_(std::move(on_need)) {}
 
   std::vector<PublishedPort> publish(const std::string& pod,
                                      const std::vector<PublishedPort>& ports, Share share);
@@ -105,6 +106,7 @@ class Router final : public EventLoop::Handler {
   void unpublish(const std::string& pod);
   void open_gate(const std::string& pod, const std::string& replica, Fd netns,
                  std::optional<Offer> offer);
+  bool gate_is_open(const std::string& replica) const;
   void close_gate(const std::string& pod, const std::string& replica);
   void drop(const std::string& replica);
   void end_quiet(const std::string& replica, std::int64_t quiet_us);
@@ -117,6 +119,10 @@ class Router final : public EventLoop::Handler {
   void close_all();
   void on_events(int, std::uint32_t) override {}
   void on_turn() override;  // pods whose replicas have room again
+  void hand_over(Fd changed);
+  bool leaving() const { return static_cast<bool>(changed_); }
+  Elsewhere connections() const;
+  void set_elsewhere(int source, Elsewhere connections);
 
   // For ports and connections.
   void accepted(Port& port, Fd client, const sockaddr_storage& address);
@@ -138,6 +144,7 @@ class Router final : public EventLoop::Handler {
 
   EventLoop& loop;
   const Limits limits;
+  Holder* holder;
   DescriptorReserve reserve;
   Dialer dialer{reserve};
   RelayTools tools{reserve};
@@ -157,6 +164,9 @@ class Router final : public EventLoop::Handler {
   std::vector<Connection*> connections_where(
       const std::function<bool(const Connection&)>& matches) const;
   Fd listen_for(const PublishedPort& port) const;
+  Replica& replica_named(const std::string& id, Pod& pod);
+  void add_elsewhere(const Elsewhere& connections, int sign);
+  void tell_if_drained(Replica& replica);
 
   static std::vector<Connection*> held(const Pod& pod);
 
@@ -166,6 +176,8 @@ class Router final : public EventLoop::Handler {
   std::map<std::string, Replica> replicas_;
   std::unordered_map<Connection*, std::unique_ptr<Connection>> connections_;
   std::unordered_map<std::uint64_t, Call*> calls_;
+  std::map<int, Elsewhere> elsewhere_;  // by source
+  Fd changed_;                          // once it has handed over: signalled with each change
   std::uint64_t serial_ = 0, picks_ = 0;
   std::int64_t complained_us_ = 0, unsaid_ = 0;
 };

@@ -100,6 +100,7 @@ void Tunnel::connected(std::uint32_t events) {
   active_us_ = router_.loop.now_us();
   look_later();
   pump();
+  if (router_.leaving()) replica_leaves();
 }
 
 void Tunnel::on_upstream(std::uint32_t events) {

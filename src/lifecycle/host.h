@@ -34,7 +34,13 @@ struct Settings {
   std::int64_t front_keep_alive_time_us = 75'000'000;
   std::int64_t front_stall_time_us = 3'600'000'000;
 
+  // Restarts: take the place of the daemon that runs; keep the listening sockets in a process of
+  // their own; how long to stay for connections once another daemon has taken the place of this.
+  bool replace = false, hold_listeners = false;
+  std::int64_t hand_over_us = 3'600'000'000;
+
   std::string database() const { return data_dir + "/thaw.db"; }
+  std::string private_dir() const { return data_dir + "/daemon"; }  // sockets for root alone
   std::string slot_dir(const std::string& slot) const { return data_dir + "/slots/" + slot; }
   std::string secrets_dir() const { return data_dir + "/secrets"; }
   std::string log_dir(const std::string& replica) const { return data_dir + "/logs/" + replica; }

@@ -91,6 +91,8 @@ Replica::Replica(Services services, PodPlan plan, state::ReplicaRow row, std::un
   paused_ = state_ == State::kPaused || !slot_;
   stop_ = row_.intent == "stop";
   if (stop_) {
+    // What it has to finish goes through an earlier daemon's process.
+    drain_until_us_ = monotonic_us() + plan_.spec.drain_us;
     signal_event(wake_);
     signal_event(cancel_);
   }
@@ -912,8 +914,9 @@ bool Replica::end_container(State at, bool by_wish) {
   services_.gate.close(row_.pod, row_.id);
   std::int64_t grace = plan_.spec.stop_grace_us;
   std::string why = stop_reason();
-  if (by_wish && alive && (at == State::kReady || at == State::kPausing)) {
-    move(Event::kDrain, why + ": connections finish first", {}, true);
+  if (by_wish && alive &&
+      (at == State::kReady || at == State::kPausing || at == State::kDraining)) {
+    if (at != State::kDraining) move(Event::kDrain, why + ": connections finish first", {}, true);
     fault("stop.draining");
     if (!wait_drained()) return false;
   }

@@ -53,7 +53,7 @@ Slots::~Slots() { close(); }
 void Slots::close() {
   {
     std::scoped_lock lock(mutex_);
-    closing_ = true;
+    if (std::exchange(closing_, true)) return;  // another daemon may have come meanwhile
     changed_.notify_all();
   }
   if (refill_.joinable()) refill_.join();

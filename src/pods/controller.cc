@@ -31,6 +31,7 @@
 #include "util/fault.h"
 #include "util/file.h"
 #include "util/finally.h"
+#include "util/holder.h"
 #include "util/log.h"
 
 namespace thaw::pods {
@@ -53,27 +54,33 @@ constexpr std::int64_t kSettledUs =
 
 class GatewayGate : public lifecycle::Gate {
  public:
-  GatewayGate(gateway::Gateway& gateway, state::Database& database)
-      : gateway_(gateway), database_(database) {}
+  GatewayGate(gateway::Gateway& gateway, Predecessors& predecessors, state::Database& database)
+      : gateway_(gateway), predecessors_(predecessors), database_(database) {}
   void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns) override {
     gateway::Offer offer = offer_of(spec);
     auto row = database_.replica(replica);
     // What was paused is no cold start, whatever it was before.
     offer.restored = row && (row->started_from != "cold" ||
                              (!row->phases.empty() && row->phases.front().name == "paused"));
-    gateway_.open_gate(spec.name, replica, netns, std::move(offer));
+    gateway_.open_gate(spec.name, replica, netns, offer);
+    predecessors_.open(spec.name, replica, netns, offer);
   }
   void close(const std::string& pod, const std::string& replica) override {
     gateway_.close_gate(pod, replica);
+    predecessors_.close(pod, replica);
   }
   Fd drained(const std::string& replica) override { return gateway_.drained(replica); }
-  void drop(const std::string& replica) override { gateway_.drop(replica); }
+  void drop(const std::string& replica) override {
+    gateway_.drop(replica);
+    predecessors_.drop(replica);
+  }
   void end_quiet(const std::string& replica, std::int64_t quiet_us) override {
     gateway_.end_quiet(replica, quiet_us);
   }
 
  private:
   gateway::Gateway& gateway_;
+  Predecessors& predecessors_;
   state::Database& database_;
 };
 
@@ -154,25 +161,33 @@ struct Controller::Impl {
 
   explicit Impl(lifecycle::Settings wanted)
       : settings(std::move(wanted)),
-        lock_file(lock_directory(settings.data_dir)),
-        database(settings.database()),
-        secrets(settings.secrets_dir()),
         criu(find_criu()),
         host(lifecycle::host_class(criu.version)),
-        gateway(traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); }),
-        front(make_front(settings, gateway)),
-        network("/run/thaw", preferred_instance(database, settings.data_dir)),
-        slots(settings, criu, network),
+        predecessors(settings),
+        lock_file(take_directory()),
+        holder(settings.hold_listeners ? std::make_unique<Holder>(settings.private_dir())
+                                       : nullptr),
+        database(settings.database()),
+        secrets(settings.secrets_dir()),
+        gateway(
+            traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); },
+            holder.get()),
+        front(make_front(settings, gateway, holder.get())),
+        network(std::make_unique<network::Network>(
+            "/run/thaw", preferred_instance(database, settings.data_dir))),
+        slots(settings, criu, *network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
-        gate(gateway, database) {
+        gate(gateway, predecessors, database) {
     // Only a preference: a full disk must not keep the daemon from taking back its replicas.
     try {
-      database.put_setting("network_instance", std::to_string(network.instance()));
+      database.put_setting("network_instance", std::to_string(network->instance()));
     } catch (const Error& error) {
       log::warn("the network's number could not be written down", {{"error", error.what()}});
     }
   }
+
+  ~Impl() { predecessors.leave(); }  // while there is a gateway
 
   checkpoint::CriuInstall find_criu() {
     try {
@@ -187,13 +202,21 @@ struct Controller::Impl {
     }
   }
 
+  Fd take_directory() {
+    if (settings.replace) predecessors.take_over();
+    return lock_directory(settings.data_dir);
+  }
+
   lifecycle::Settings settings;
-  Fd lock_file;
-  state::Database database;
-  SecretStore secrets;
+  // What takes time and needs nothing of an earlier daemon comes first: that one serves meanwhile.
   std::string criu_missing;
   checkpoint::CriuInstall criu;
   nlohmann::json host;
+  Predecessors predecessors;
+  Fd lock_file;
+  std::unique_ptr<Holder> holder;
+  state::Database database;
+  SecretStore secrets;
   Fd wake = Fd::event();    // readable: the reconciler has work
   Fd ending = Fd::event();  // readable: the daemon ends
   MemoryPressure pressure;
@@ -203,7 +226,7 @@ struct Controller::Impl {
   gateway::Gateway gateway;
   std::unique_ptr<front::Front> front;
   // After what a wrong setting makes fail: what it puts on the host stays when the daemon ends.
-  network::Network network;
+  std::unique_ptr<network::Network> network;  // until another daemon takes over
   lifecycle::Slots slots;
   lifecycle::Turns turns;
   lifecycle::Checkpoints checkpoints;
@@ -1051,6 +1074,40 @@ struct Controller::Impl {
       throw Error(Code::kConflict, "use replica", id, "it has ended", "see `thaw ps`");
     return *found->second;
   }
+
+  // The daemon ends, or another takes its place: replicas are stopped, or run on without it.
+  void let_go(bool stop_replicas) {
+    running = false;
+    {
+      std::scoped_lock lock(mutex);
+      closing = true;
+      poke_locked();
+    }
+    signal_event(ending);
+    fault_point("shutdown.begun");
+    reconciler.join();
+    mender.join();
+    for (auto& [id, replica] : replicas) {
+      try {
+        if (stop_replicas)
+          replica->stop("the daemon ends");
+        else
+          replica->detach();
+      } catch (const std::exception& error) {
+        // It is ended below all the same.
+        log::warn("a stop could not be written down", {{"replica", id}, {"error", error.what()}});
+      }
+    }
+    replicas.clear();
+    fault_point("shutdown.detached");
+    checkpoints.close();
+    slots.close();
+    // With no replica left nothing needs the host's side of the network; the next daemon makes it
+    // anew.
+    if (slots.found().empty()) network->destroy();
+    metrics.close();
+    database.close_waiters();
+  }
 };
 
 Controller::Controller(lifecycle::Settings settings)
@@ -1061,16 +1118,19 @@ Controller::~Controller() {
 }
 
 void Controller::start() {
+  fault_point("listeners.taken");
   try {
     impl_->load_pods();
     if (impl_->front) impl_->front->start();
-    impl_->gateway.listen_for_links(network::link_listener(impl_->network.instance()),
+    impl_->gateway.listen_for_links(network::link_listener(impl_->network->instance()),
                                     network::kLinkPort,
                                     [this](const std::string& replica, const std::string& link) {
                                       return impl_->links.find(replica, link);
                                     });
+    // Before anything is decided about replicas: they may have connections there.
+    impl_->predecessors.follow(impl_->gateway);
     impl_->adopt_replicas();
-    impl_->network.remove_stray_interfaces();
+    impl_->network->remove_stray_interfaces();
     impl_->slots.start_refill();
     std::int64_t later = INT64_MAX;
     impl_->clean_up(later);
@@ -1087,37 +1147,30 @@ void Controller::start() {
 void Controller::shutdown(bool stop_replicas) {
   Impl& impl = *impl_;
   if (!impl.running) return;
-  impl.running = false;
-  {
-    std::scoped_lock lock(impl.mutex);
-    impl.closing = true;
-    impl.poke_locked();
-  }
-  signal_event(impl.ending);
-  fault_point("shutdown.begun");
-  impl.reconciler.join();
-  impl.mender.join();
-  for (auto& [id, replica] : impl.replicas) {
-    try {
-      if (stop_replicas)
-        replica->stop("the daemon ends");
-      else
-        replica->detach();
-    } catch (const std::exception& error) {
-      // It is ended below all the same.
-      log::warn("a stop could not be written down", {{"replica", id}, {"error", error.what()}});
-    }
-  }
-  impl.replicas.clear();
-  fault_point("shutdown.detached");
-  impl.checkpoints.close();
-  impl.slots.close();
-  // With no replica left nothing needs the host's side of the network; the next daemon makes it
-  // anew.
-  if (impl.slots.found().empty()) impl.network.destroy();
-  impl.metrics.close();
-  impl.database.close_waiters();
+  impl.let_go(stop_replicas);
+  // Nobody is to come after this daemon, so nobody is to wait for one.
+  impl.predecessors.end();
+  if (impl.holder) impl.holder->dismiss();
 }
+
+Remainder Controller::hand_over(const std::function<void()>& end_requests) {
+  Impl& impl = *impl_;
+  fault_point("handover.begun");
+  impl.let_go(false);
+  end_requests();
+  Fd changed = Fd::event();
+  if (impl.front) impl.front->hand_over(changed);
+  impl.gateway.hand_over(changed);
+  if (impl.holder) impl.holder->leave();
+  // The next daemon counts these for itself.
+  impl.predecessors.leave();
+  impl.network.reset();
+  impl.lock_file.reset();
+  fault_point("handover.released");
+  return Remainder(impl.gateway, impl.front.get(), std::move(changed));
+}
+
+Holder* Controller::holder() { return impl_->holder.get(); }
 
 state::Database& Controller::database() { return impl_->database; }
 const lifecycle::Settings& Controller::settings() const { return impl_->settings; }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lifecycle/host.h"
+#include "pods/handover.h"
 #include "pods/secret_store.h"
 #include "state/database.h"
 #include "state/spec.h"
@@ -68,9 +69,14 @@ class Controller {
   void start();
   // Ends the daemon: replicas run on (`stop_replicas` false) or are stopped.
   void shutdown(bool stop_replicas);
+  // Another daemon takes the place of this one: nothing is decided here any more, the data
+  // directory is free, and connections go on. What is left of those. `end_requests`: after it
+  // nobody calls the functions below any more.
+  Remainder hand_over(const std::function<void()>& end_requests);
 
   state::Database& database();
   const lifecycle::Settings& settings() const;
+  Holder* holder();  // of listening sockets; may be none
 
   DeployResult deploy(const state::PodSpec& spec);
   std::vector<PodView> pods();

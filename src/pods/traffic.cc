@@ -98,7 +98,7 @@ std::vector<front::Route> routes_of(const state::PodSpec& spec) {
 }
 
 std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
-                                         gateway::Gateway& gateway) {
+                                         gateway::Gateway& gateway, Holder* holder) {
   if (settings.front.empty()) return nullptr;
   front::Options options{.address = settings.front,
                          .tls_cert = settings.front_tls_cert,
@@ -106,7 +106,7 @@ std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
                          .header_us = settings.front_header_time_us,
                          .idle_us = settings.front_keep_alive_time_us,
                          .stall_us = settings.front_stall_time_us};
-  return std::make_unique<front::Front>(gateway, std::move(options));
+  return std::make_unique<front::Front>(gateway, std::move(options), holder);
 }
 
 }  // namespace thaw::pods

@@ -41,6 +41,6 @@ void keep_earlier(std::vector<gateway::PublishedPort>& ports, std::vector<front:
                   const state::PodSpec& earlier);
 // nullptr when none is wanted.
 std::unique_ptr<front::Front> make_front(const lifecycle::Settings& settings,
-                                         gateway::Gateway& gateway);
+                                         gateway::Gateway& gateway, Holder* holder);
 
 }  // namespace thaw::pods

@@ -92,6 +92,10 @@ inline constexpr FaultStep kFaultSteps[] = {
     {"scale.written", "a number of replicas is written down, nothing follows from it", "self"},
     {"shutdown.begun", "the daemon ends, its replicas run", "self"},
     {"shutdown.detached", "its replicas are let go of", "self"},
+    {"handover.begun", "another daemon is to take over, nothing has been let go of", "self"},
+    {"handover.released", "all is let go of, the other daemon does not know", "self"},
+    {"handover.taken", "this daemon has taken over, and has nothing yet", "self"},
+    {"listeners.taken", "the earlier daemon's listening sockets are here, no pod is", "self"},
     {"adopt.slot", "a slot of an earlier daemon is taken back, its replica is not", "self"},
     {"recover.begun", "what an earlier daemon left of checkpoints is there", "self"},
 };

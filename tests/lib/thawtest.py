@@ -186,6 +186,7 @@ class Daemon:
         self.mark.touch()
         self.env = {**os.environ, "THAW_FAULT": "shim.dump.criu:hold", "THAW_FAULT_MARK": str(self.mark), **(env or {})}
         self.process = None
+        self.earlier = []  # processes that another daemon has taken over from
         self.slot_names = set()
         self.instances = set()  # of the network, that it has had: it names links, tables and cgroups
         Daemon.living.append(self)
@@ -201,13 +202,13 @@ class Daemon:
 
     # --- its life ---
 
-    def start(self, timeout=60):
-        """Starts it and waits until the API answers."""
+    def start(self, timeout=60, more=()):
+        """Starts it and waits until the API answers. `more` is added to the command line."""
         check(not self.running(), "the daemon runs already")
         with open(self.log, "ab") as log:
             # A session of its own: Ctrl-C is for the test, which then ends the daemon in order.
             self.process = subprocess.Popen(
-                [self.binary, "daemon", "--data-dir", self.data, "--listen", self.address, *self.arguments],
+                [self.binary, "daemon", "--data-dir", self.data, "--listen", self.address, *self.arguments, *more],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=self.env,
             )  # fmt: skip
 
@@ -232,11 +233,21 @@ class Daemon:
     def pid(self):
         return self.process.pid
 
-    def kill9(self):
-        """SIGKILL, as a crash would be. Replicas run on."""
+    def kill9(self, holder=False):
+        """SIGKILL, as a crash would be. Replicas run on. holder: nobody keeps its listening sockets, either."""
         self._note_slots()
+        for pid in self.holders() if holder else []:
+            _kill(pid)
         self.process.kill()
         self.process.wait()
+
+    def replace(self):
+        """Another daemon takes the place of this one. The process of the earlier one, which stays for its connections."""
+        self._note_slots()
+        earlier, self.process = self.process, None
+        self.earlier.append(earlier)
+        self.start(more=["--replace"])
+        return earlier
 
     def restart(self, kill=False):
         """Ends it (kill: by SIGKILL) and starts it again on the same data directory."""
@@ -295,9 +306,13 @@ class Daemon:
         """What outlived it, ended by force."""
         left = []
         needle = str(self.data).encode()
+        # Of a daemon which was killed: it waits for the next one.
+        waiting = self.holders() if self.process and self.process.returncode == -signal.SIGKILL else []
+        for pid in waiting:
+            _kill(pid)
         for pid in _pids():
             line = _read(f"/proc/{pid}/cmdline")
-            if needle in line and pid != os.getpid():
+            if needle in line and pid != os.getpid() and pid not in waiting:
                 left.append(f"process {pid}: {line.replace(bytes(1), b' ').decode(errors='replace').strip()}")
                 _kill(pid)
         self._note_slots()
@@ -524,6 +539,11 @@ class Daemon:
         return _http(connection, path, method, body, timeout)
 
     # --- what it holds ---
+
+    def holders(self):
+        """The processes that keep its listening sockets: one while it runs."""
+        folder = str(self.data / "daemon").encode()
+        return [pid for pid in _pids() if _read(f"/proc/{pid}/cmdline").split(bytes(1))[1:3] == [b"holder", folder]]
 
     def locks(self):
         """Network instances whose lock this daemon holds."""
@@ -845,7 +865,7 @@ def _ours(pid):
 
 def reap():
     """Collects orphans that came to us (we are the subreaper), but no Popen's own children."""
-    known = {d.process.pid for d in Daemon.living if d.process}
+    known = {process.pid for d in Daemon.living for process in (d.process, *d.earlier) if process}
     for pid in _pids():
         stat = _read(f"/proc/{pid}/stat").decode(errors="replace").rpartition(")")[2].split()
         if stat and stat[0] == "Z" and int(stat[1]) == os.getpid() and pid not in known:

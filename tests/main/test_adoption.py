@@ -66,7 +66,7 @@ def test_a_port_that_is_taken(daemon):
     pod = Pod(daemon)
     pod.deploy(wait=True)
     first = pod.only_replica()["id"]
-    daemon.kill9()
+    daemon.stop()
     with socket.create_server(("127.0.0.1", pod.port)):
         daemon.start()
         told = pod.wait_event("pod.problem")

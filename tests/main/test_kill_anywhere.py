@@ -14,7 +14,7 @@ CASES = (
     "shim.dump.frozen:daemon", "shim.dump.frozen:criu", "dump.answered:container", "seal.hashed:self", "proof.restored:shim", "gate.ready:self",
     "restore.asked:shim", "shim.restore.resuming:criu", "shim.restore.done:container", "fallback.begun:self", "stop.intended:self",
     "stop.signalled:shim", "pod.removed:self", "checkpoint.deleted:self", "standby.taken:shim", "pause.rested:self",
-    "shutdown.begun:self", "adopt.slot:self",
+    "shutdown.begun:self", "adopt.slot:self", "handover.released:self", "handover.taken:self",
 )  # fmt: skip
 
 

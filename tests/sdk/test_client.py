@@ -121,10 +121,10 @@ def test_connections_that_break(daemon):
         error = raises(thaw.ThawError, lambda: broken.exec(["sleep", "1000"], timeout=0.2), "within 0.2 s")
         equal(error.code, "timeout", "the code")
 
-    # The daemon goes while a deploy waits: that is said at once, not when its time is over.
+    # The daemon goes while a deploy waits, and nobody keeps its socket for the next one: that is said at once, not when its time is over.
     own = thawtest.Daemon(slots=1).start()
     waits = thaw.Pod("waits", base(), entrypoint=["sleep", "1000"], min_replicas=1, stop_grace=0, checkpoint_condition=thaw.file("/never"), client=client(own))
-    raises(thaw.UnreachableError, lambda: waits.deploy(progress=lambda line: "replica.warming" in line and own.kill9(), timeout=600), str(own.socket))
+    raises(thaw.UnreachableError, lambda: waits.deploy(progress=lambda line: "replica.warming" in line and own.kill9(holder=True), timeout=600), str(own.socket))
     own.start()
     own.destroy()
     pod.remove()

@@ -34,7 +34,7 @@ UNDER_WAY = ("creating", "sealed", "verifying")
 PATHS = (
     ("slot.", "start"), ("shim.prepare.", "start"), ("restore.", "restore"), ("shim.restore.", "restore"), ("fallback.", "fallback"),
     ("standby.", "standby"), ("pause.", "pause"), ("hook.", "hook"), ("create.", "create"), ("scale.", "restore"), ("shutdown.", "shutdown"), ("adopt.", "adopt"),
-    ("recover.", "adopt"), ("stop.", "stop"), ("shim.destroy.", "stop"), ("pod.", "remove"),
+    ("recover.", "adopt"), ("listeners.", "adopt"), ("handover.", "handover"), ("stop.", "stop"), ("shim.destroy.", "stop"), ("pod.", "remove"),
     ("checkpoint.deleted", "drop"), ("", "cold"),
 )  # fmt: skip
 
@@ -237,7 +237,8 @@ class Torture:
             self.healthy()
             return
         self.killed += 1
-        if victim == "daemon" or (victim == "self" and not step.startswith("shim.")):
+        # Of two daemons, one of which takes over, one dies; the other one may be the daemon then.
+        if path != "handover" and (victim == "daemon" or (victim == "self" and not step.startswith("shim."))):
             wait_for(lambda: daemon.process.poll() is not None, "the daemon is dead", 10)
         self.healthy()
         self.attempt(lambda: wait_for(lambda: answers(daemon), "the API answers"), "the API answers")
@@ -387,6 +388,11 @@ class Torture:
     def walk_shutdown(self, pod):
         self.daemon.process.terminate()
         self.daemon.process.wait(30)
+
+    before_handover, after_handover = before_adopt, after_adopt
+
+    def walk_handover(self, pod):
+        self.daemon.replace()
 
     def before_fallback(self):
         # Its program ends when it is restored, so every restore falls back.
