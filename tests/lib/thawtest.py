@@ -353,6 +353,7 @@ class Daemon:
 
     def api(self, method, path, body=None, timeout=120, raw=False):
         """The answer's JSON. A str or bytes body is sent as YAML. raw: (status, JSON or text); otherwise a refusal raises ApiError."""
+        self.check_lives()
         connection = _UnixConnection(self.socket, timeout)
         try:
             headers = {}
@@ -376,6 +377,11 @@ class Daemon:
         if response.status >= 300:
             raise ApiError(response.status, answer)
         return answer
+
+    def check_lives(self):
+        """What is asked of a daemon that has died would wait for the next one."""
+        if self.process and self.process.poll() is not None:
+            raise ConnectionRefusedError("the daemon has ended")
 
     def cli(self, *arguments, check_exit=True, timeout=120, input=None):  # noqa: A002: as subprocess has it
         """`thaw ARGUMENTS` against this daemon. A CompletedProcess with text; check_exit: not 0 is a Failure."""
@@ -602,6 +608,7 @@ class EventStream:
     """Server-sent events, read by a thread. `with daemon.follow() as stream: stream.next(seconds)`."""
 
     def __init__(self, daemon, after=0, pod=None):
+        daemon.check_lives()
         self.queue = queue.SimpleQueue()
         self.connection = _UnixConnection(daemon.socket, 60)  # the server says something every 15 s
         self.connection.request("GET", f"/v1/events?follow=true&after={after}" + (f"&pod={pod}" if pod else ""))

@@ -254,9 +254,11 @@ def test_reload(daemon):
     """SIGHUP starts the program anew, with the same words; one that cannot start changes nothing."""
     deploy(daemon)
     pid = daemon.pid
+    earlier, daemon.process = daemon.process, None
+    daemon.earlier.append(earlier)
     os.kill(pid, signal.SIGHUP)
     wait_for(lambda: daemon.api("GET", "/v1/version")["pid"] != pid, "another daemon answers")
-    equal(daemon.process.wait(30), 0, "exit code of the earlier one")
+    equal(earlier.wait(30), 0, "exit code of the earlier one")
     traffic.Front(FRONT).seen()
     daemon.replace()  # one that this test has started itself
     done = daemon.cli("daemon", "--data-dir", daemon.data, "--slots", 0, check_exit=False)
