@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 
@@ -23,8 +24,12 @@ namespace {
 // A link group of our own, into which links go that are deleted together.
 constexpr std::uint32_t kCondemnedGroup = 0x54485700;
 
+std::string lock_path(const std::string& lock_dir, int instance) {
+  return fmt::format("{}/network-{}", lock_dir, instance);
+}
+
 std::optional<Fd> try_claim(const std::string& lock_dir, int instance) {
-  const std::string path = fmt::format("{}/network-{}", lock_dir, instance);
+  const std::string path = lock_path(lock_dir, instance);
   Fd lock = Fd::open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
   if (errno == EWOULDBLOCK) return std::nullopt;
@@ -54,14 +59,30 @@ std::pair<int, Fd> claim_any(const std::string& lock_dir) {
               fmt::format("all {} are in use by other daemons", kInstances), "stop one of them");
 }
 
-std::pair<int, Fd> claim(const std::string& lock_dir, int preferred) {
+// The instance that this descriptor is the lock of; -1: none.
+int instance_of(const std::string& lock_dir, const Fd& lock) {
+  struct stat ours {
+  }, found{};
+  if (!lock || ::fstat(lock.get(), &ours) != 0) return -1;
+  for (int instance = 0; instance < kInstances; ++instance) {
+    if (::stat(lock_path(lock_dir, instance).c_str(), &found) == 0 && found.st_dev == ours.st_dev &&
+        found.st_ino == ours.st_ino)
+      return ::flock(lock.get(), LOCK_EX | LOCK_NB) == 0 ? instance : -1;
+  }
+  return -1;
+}
+
+std::pair<int, Fd> claim(const std::string& lock_dir, int preferred, Fd lock) {
   make_directories(lock_dir);
+  if (int kept = instance_of(lock_dir, lock); kept >= 0 && (preferred < 0 || preferred == kept))
+    return {kept, std::move(lock)};
+  lock.reset();
   if (preferred < 0) return claim_any(lock_dir);
   if (preferred >= kInstances) {
     throw Error(Code::kInvalid, "claim network instance", std::to_string(preferred),
                 fmt::format("there are {} only", kInstances));
   }
-  if (auto lock = try_claim(lock_dir, preferred)) return {preferred, std::move(*lock)};
+  if (auto claimed = try_claim(lock_dir, preferred)) return {preferred, std::move(*claimed)};
   throw Error(Code::kConflict, "claim network instance", std::to_string(preferred),
               "another daemon holds it",
               "stop that daemon, or start this one with another data directory");
@@ -169,10 +190,10 @@ struct Network::Impl {
   }
 };
 
-Network::Network(const std::string& lock_dir, int preferred_instance, std::int64_t rest_us)
+Network::Network(const std::string& lock_dir, int preferred_instance, Fd lock, std::int64_t rest_us)
     : impl_(std::make_unique<Impl>()) {
   impl_->rest_us = rest_us;
-  std::tie(impl_->instance, impl_->lock) = claim(lock_dir, preferred_instance);
+  std::tie(impl_->instance, impl_->lock) = claim(lock_dir, preferred_instance, std::move(lock));
   enable_forwarding();
   std::int64_t start = monotonic_us();
   load_table(impl_->instance);
@@ -185,6 +206,8 @@ Network::Network(const std::string& lock_dir, int preferred_instance, std::int64
 Network::~Network() { impl_->stop(); }
 
 int Network::instance() const { return impl_->instance; }
+
+const Fd& Network::lock() const { return impl_->lock; }
 
 Endpoint Network::create() {
   std::optional<int> index;

@@ -37,13 +37,16 @@ class Network {
   // held until destroyed), loads its table (replacing one a dead daemon of the same instance left),
   // turns on IPv4 and IPv6 forwarding. `preferred_instance` >= 0: that one or an Error (a restarted
   // daemon takes back its instance, so that its replicas keep their addresses). Without it,
-  // instances that have interfaces left are taken last. `rest_us`: how long a released namespace
-  // may take to end before its host end is deleted from outside. Like create, destroy and
-  // remove_stray_interfaces it must be called from the host's network namespace.
-  explicit Network(const std::string& lock_dir, int preferred_instance = -1,
+  // instances that have interfaces left are taken last. `lock`: lock() of an earlier daemon, kept
+  // by somebody meanwhile, with its instance; empty or of no instance: claimed as said. `rest_us`:
+  // how long a released namespace may take to end before its host end is deleted from outside. Like
+  // create, destroy and remove_stray_interfaces it must be called from the host's network
+  // namespace.
+  explicit Network(const std::string& lock_dir, int preferred_instance = -1, Fd lock = {},
                    std::int64_t rest_us = 5'000'000);
   ~Network();  // leaves the table and the namespaces of living replicas as they are
   int instance() const;
+  const Fd& lock() const;  // the instance is claimed as long as a duplicate of it is open
 
   // Makes a complete namespace: lo up with the gateway's source address; eth0 (ifindex 2, fixed MAC
   // and addresses, permanent neighbours, default routes); host end up, routes and neighbours of the

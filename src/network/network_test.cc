@@ -822,7 +822,7 @@ TEST_F(NetworkTest, AReleasedReplicaLeavesNothing) {
 }
 
 TEST_F(NetworkTest, ALinkThatOutlivesItsReplicaIsDeleted) {
-  Network network(lock_dir_, -1, 1000);
+  Network network(lock_dir_, -1, {}, 1000);
   log::set_level(log::Level::kOff);
   Endpoint replica = network.create();
   LinkWatch watch;
@@ -883,8 +883,14 @@ TEST_F(NetworkTest, EachDaemonHasItsInstance) {
   first.reset();
   Network third(lock_dir_);
   EXPECT_EQ(third.instance(), 2) << "replicas of instance 0 live on; it is kept for their daemon";
-  Network again(lock_dir_, 0);
-  EXPECT_EQ(again.instance(), 0);
+  auto again = std::make_unique<Network>(lock_dir_, 0);
+  EXPECT_EQ(again->instance(), 0);
+
+  Fd kept = again->lock().duplicate();
+  again.reset();
+  EXPECT_THROW(Network(lock_dir_, 0), Error) << "somebody keeps it for the next daemon";
+  EXPECT_EQ(Network(lock_dir_, -1, std::move(kept)).instance(), 0);
+  EXPECT_EQ(Network(lock_dir_, 0, Fd::open("/dev/null", O_RDONLY)).instance(), 0);
 }
 
 TEST_F(NetworkTest, ConnectionsSurviveADaemonsRestart) {

@@ -107,6 +107,8 @@ void warn_of_secrets(const PodPlan& plan, std::vector<std::string>& warnings) {
                          " looks like a secret: whoever has the image or a checkpoint has it");
 }
 
+constexpr const char* kNetworkLock = "the network instance's lock";  // with the holder
+
 // The network's number that living replicas are bound to; -1, any that is free, when none is left:
 // another daemon may have taken the last one meanwhile.
 int preferred_instance(state::Database& database, const std::string& data_dir) {
@@ -173,12 +175,15 @@ struct Controller::Impl {
             traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); },
             holder.get()),
         front(make_front(settings, gateway, holder.get())),
-        network(std::make_unique<network::Network>(
-            "/run/thaw", preferred_instance(database, settings.data_dir))),
+        network(std::make_unique<network::Network>("/run/thaw",
+                                                   preferred_instance(database, settings.data_dir),
+                                                   holder ? holder->take(kNetworkLock) : Fd())),
         slots(settings, criu, *network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
         gate(gateway, predecessors, database) {
+    // One of the listening sockets has the instance's address.
+    if (holder) holder->keep(kNetworkLock, network->lock());
     // Only a preference: a full disk must not keep the daemon from taking back its replicas.
     try {
       database.put_setting("network_instance", std::to_string(network->instance()));

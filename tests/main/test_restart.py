@@ -302,6 +302,8 @@ def test_changed_meanwhile(daemon):
     common.sql(daemon, "UPDATE pods SET spec = json_set(spec, '$.ports[0].host', ?) WHERE name = 'moved'", other)
     common.sql(daemon, "DELETE FROM pods WHERE name = 'gone'")
     check(not refused(moved) and not refused(gone), "nobody keeps the ports while there is no daemon")
+    with thawtest.Daemon(slots=0) as neighbour:
+        check(not neighbour.instances & daemon.instances, "another daemon has the address of a kept socket")
     daemon.start()
     check(refused(moved), "the earlier port is still there")
     check(refused(gone), "the port of a pod that is gone is still there")
