@@ -35,6 +35,7 @@ import os
 import pathlib
 import queue
 import re
+import select
 import shutil
 import signal
 import socket
@@ -353,7 +354,6 @@ class Daemon:
 
     def api(self, method, path, body=None, timeout=120, raw=False):
         """The answer's JSON. A str or bytes body is sent as YAML. raw: (status, JSON or text); otherwise a refusal raises ApiError."""
-        self.check_lives()
         connection = _UnixConnection(self.socket, timeout)
         try:
             headers = {}
@@ -364,6 +364,7 @@ class Daemon:
                 headers["Content-Type"] = "application/json"
                 body = json.dumps(body).encode()
             connection.request(method, path, body, headers)
+            self.wait_answer(connection.sock, timeout)
             response = connection.getresponse()
             data = response.read()
         finally:
@@ -378,10 +379,19 @@ class Daemon:
             raise ApiError(response.status, answer)
         return answer
 
-    def check_lives(self):
-        """What is asked of a daemon that has died would wait for the next one."""
-        if self.process and self.process.poll() is not None:
-            raise ConnectionRefusedError("the daemon has ended")
+    def wait_answer(self, connection, timeout):
+        """Until it answers, or has died: what is asked of a dead daemon would wait for the next one."""
+        if not self.process:
+            return
+        if self.process.returncode is not None:
+            raise ConnectionResetError("the daemon has ended")
+        handle = os.pidfd_open(self.process.pid)
+        try:
+            ready, _, _ = select.select([connection, handle], [], [], timeout)
+        finally:
+            os.close(handle)
+        if ready == [handle]:
+            raise ConnectionResetError("the daemon has ended")
 
     def cli(self, *arguments, check_exit=True, timeout=120, input=None):  # noqa: A002: as subprocess has it
         """`thaw ARGUMENTS` against this daemon. A CompletedProcess with text; check_exit: not 0 is a Failure."""
@@ -608,10 +618,10 @@ class EventStream:
     """Server-sent events, read by a thread. `with daemon.follow() as stream: stream.next(seconds)`."""
 
     def __init__(self, daemon, after=0, pod=None):
-        daemon.check_lives()
         self.queue = queue.SimpleQueue()
         self.connection = _UnixConnection(daemon.socket, 60)  # the server says something every 15 s
         self.connection.request("GET", f"/v1/events?follow=true&after={after}" + (f"&pod={pod}" if pod else ""))
+        daemon.wait_answer(self.connection.sock, 60)
         self.response = self.connection.getresponse()
         if self.response.status != 200:
             raise ApiError(self.response.status, self.response.read().decode(errors="replace"))
