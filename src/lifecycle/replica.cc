@@ -689,7 +689,7 @@ void Replica::dump(const PodPlan& plan, bool forced, std::string* checkpoint_id,
                            {"timeout_us", timeout_us},
                            {"spare", ticket->others},
                            {"leave_stopped", plan.fingerprint != plan_.fingerprint},
-                           {"log_level", 2}},
+                           {"log_level", criu_log_level(2)}},
                           Deadline::after_us(timeout_us + kAnswerUs));
     fault("dump.answered");
     if (result.value("success", false)) {

@@ -17,13 +17,6 @@ namespace {
 constexpr std::int64_t kValidateUs = 30'000'000;
 constexpr std::int64_t kHookUs = 60'000'000;
 
-// Errors only: a log costs time. For whoever takes a restore apart THAW_CRIU_LOG=4 in the daemon's
-// environment makes CRIU write all it knows.
-int criu_log_level() {
-  const char* text = std::getenv("THAW_CRIU_LOG");
-  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : 1;
-}
-
 std::int64_t oom_kills(Slot& slot) {
   try {
     return slot.shim->call({{"op", "status"}}, Deadline::after_ms(2000))
@@ -40,6 +33,11 @@ const char* memory_way(state::CheckpointSpec::Memory memory) {
 }
 
 }  // namespace
+
+int criu_log_level(int otherwise) {
+  const char* text = std::getenv("THAW_CRIU_LOG");
+  return text && text[0] >= '0' && text[0] <= '4' ? text[0] - '0' : otherwise;
+}
 
 std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest) {
   // 20 MiB/s is slower than any disk that images should lie on.
@@ -110,7 +108,7 @@ RestoreAttempt attempt_restore(Slot& slot, const PodPlan& plan, const UsableChec
                          // serves of what its first requests need.
                          {"exact", proof || !checkpoint.served},
                          {"timeout_us", restore_timeout_us(checkpoint.manifest)},
-                         {"log_level", diagnose ? 4 : criu_log_level()}},
+                         {"log_level", diagnose ? 4 : criu_log_level(1)}},
                         Deadline::after_us(restore_timeout_us(checkpoint.manifest) + 10'000'000));
     attempt.phases = result.at("phases");
     if (result.at("success")) {

@@ -55,6 +55,10 @@ std::optional<std::string> run_hook(Slot& slot, const char* name,
 // `serving`: it serves, and nobody asks again. nullopt when it cannot be had.
 std::optional<std::vector<checkpoint::TouchedRange>> touched_memory(Slot& slot, bool serving);
 
+// What CRIU writes down: a log costs time. For whoever takes a dump or a restore apart
+// THAW_CRIU_LOG=4 in the daemon's environment makes it all it knows.
+int criu_log_level(int otherwise);
+
 // Time an attempt may take: grows with the memory that must be read.
 std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest);
 

@@ -24,14 +24,17 @@
 #include "checkpoint/page_service.h"
 #include "checkpoint/record.h"
 #include "lifecycle/container_log.h"
+#include "lifecycle/dump_stage.h"
 #include "lifecycle/keeper.h"
 #include "lifecycle/shim_protocol.h"
+#include "lifecycle/upper_copy.h"
 #include "network/network.h"
 #include "runtime/cgroup.h"
 #include "runtime/container.h"
 #include "runtime/enter.h"
 #include "runtime/heartbeat.h"
-#include "store/tree.h"
+#include "store/copy.h"
+#include "store/layered.h"
 #include "util/clock.h"
 #include "util/error.h"
 #include "util/fault.h"
@@ -140,8 +143,7 @@ class Shim {
   json take(const json& request);
   json dump(const json& request);
   json collect(const json& request);
-  bool stage(std::uint64_t spare);
-  void unstage();
+  std::shared_ptr<DumpStage> stage(const std::string& directory, std::uint64_t spare);
   json execute(const json& request, std::vector<Fd>& descriptors,
                std::vector<int>& answer_descriptors, Fd& keep);
   json status();
@@ -185,7 +187,6 @@ class Shim {
   ContainerLog log_;
   std::map<int, std::function<void()>> handlers_;
   bool done_ = false;
-  std::atomic<bool> staged_ = false;  // the last dump's images wait in memory at paths_.stage()
   std::atomic<std::int64_t> resting_since_us_ = 0;
   std::atomic<bool> stopped_ = false;  // restored or dumped, and every process is left stopped
 
@@ -194,6 +195,8 @@ class Shim {
   std::optional<checkpoint::Swrk> swrk_;     // waits for its request
   checkpoint::Swrk* criu_in_use_ = nullptr;  // works on it
   std::shared_ptr<checkpoint::PageService> pages_;
+  std::map<std::string, std::shared_ptr<DumpStage>> staged_;  // of dumps, by where they are to go
+  int daemons_lost_ = 0;
   std::string keeper_failure_;
   bool dumping_ = false, destroying_ = false;
   int entering_ = 0;  // programs that are on their way into the container
@@ -514,8 +517,10 @@ void Shim::lost_daemon() {
     control_.reset();
   }
   // Nobody will ask for a dump's images any more: its daemon's successor counts it as failed.
-  unstage();
+  decltype(staged_) nobodys;
   std::unique_lock lock(mutex_);
+  nobodys.swap(staged_);
+  ++daemons_lost_;
   // A slot that nobody has used yet belongs to that daemon and goes with it.
   if (stage_ != Stage::kPreparing && stage_ != Stage::kPrepared) return;
   lock.unlock();
@@ -878,8 +883,10 @@ json Shim::wake() {
 // leave_stopped (bool: the processes do not run on), timeout_us, log_level. Result: mounts, pipes,
 // layers, environment, frozen_us, total_us; or success false as above.
 json Shim::dump(const json& request) {
+  int daemons_lost;
   {
     std::scoped_lock lock(mutex_);
+    daemons_lost = daemons_lost_;
     if (stage_ != Stage::kRunning)
       throw Error(Code::kConflict, "dump container", paths_.dir, "it is not running");
     if (!sessions_.empty() || entering_ > 0)
@@ -905,6 +912,8 @@ json Shim::dump(const json& request) {
   for (const char* name : {"/images", "/fs.0", "/shm", "/dev", "/thaw"})
     make_directories(directory + name, name == std::string("/images") ? 0700 : 0755);
   json layers = json::array({"fs.0"});
+  UpperCopy upper(paths_, directory + "/fs.0");
+  upper.ahead(cgroup_->pids());
   // Layers that this replica was restored from go along; they are read-only, so they need not wait
   // for the freeze.
   for (std::size_t i = 0; i + 1 < spec_.lowers.size(); ++i) {
@@ -914,7 +923,8 @@ json Shim::dump(const json& request) {
     layers.push_back(name);
   }
   fault("shim.dump.begun", {"container", init_pid_});
-  std::string images_path = stage(request.at("spare")) ? paths_.stage() : directory + "/images";
+  std::shared_ptr<DumpStage> staged = stage(directory, request.at("spare"));
+  std::string images_path = staged ? staged->path() : directory + "/images";
   Fd images = Fd::open(images_path, O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
   checkpoint::DumpRequest criu;
@@ -945,9 +955,9 @@ json Shim::dump(const json& request) {
       [&](const std::string& stage) {
         if (stage != "post-dump") return;
         fault("shim.dump.frozen", {"criu", dumper}, {"container", init_pid_});
+        if (staged) staged->finish();
         std::int64_t at = monotonic_us();
-        store::TreeSize upper = store::copy_tree(paths_.upper(), directory + "/fs.0");
-        store::add_linked_names(upper.linked, paths_.rootfs(), spec_.lowers, directory + "/fs.0");
+        upper.finish(cgroup_->pids(), spec_.lowers);
         store::copy_tree(paths_.shm(), directory + "/shm");
         store::copy_tree(paths_.dev(), directory + "/dev");
         store::copy_tree(paths_.thaw(), directory + "/thaw");
@@ -957,11 +967,14 @@ json Shim::dump(const json& request) {
       },
       deadline);
   if (!outcome.success) {
+    try {
+      if (staged) staged->finish();
+    } catch (const Error& error) {
+      outcome.reason = error.what();
+    }
     std::string obstacle = checkpoint::find_obstacle(cgroup_->pids());
     if (!obstacle.empty()) outcome.reason = obstacle + " (" + outcome.reason + ")";
     json result = failure_of(outcome, {images_path, directory, paths_.criu_work()});
-    images.reset();
-    unstage();
     return result;
   }
   if (criu.leave_stopped) {
@@ -976,6 +989,10 @@ json Shim::dump(const json& request) {
   for (const char* name : {"identity.json", "notify", "restored", "started.json", "secrets"})
     remove_tree(directory + "/thaw/" + name);
   checkpoint::rearm_expired_timers(images_path);
+  {
+    std::scoped_lock lock(mutex_);
+    if (staged && daemons_lost == daemons_lost_) staged_[directory] = staged;
+  }
   checkpoint::DumpTimes times = checkpoint::read_dump_stats(paths_.criu_work());
   return {{"success", true},
           {"mounts", mounts},
@@ -989,59 +1006,51 @@ json Shim::dump(const json& request) {
             {"write_us", times.write_us},
             {"files_us", capture_us}}},
           {"total_us", monotonic_us() - begin_us},
-          {"staged", staged_.load()}};
+          {"staged", staged != nullptr}};
 }
 
-// A dump's memory is written while the tree is frozen, and huge pages of memory take it several
-// times faster than a file system's page cache. Where there is room for it twice; false otherwise.
-bool Shim::stage(std::uint64_t spare) {
-  unstage();
+// A dump's memory is copied while the tree is frozen, so it goes to memory that was touched before.
+// Where there is room for it; nullptr otherwise, then CRIU writes to the disk.
+std::shared_ptr<DumpStage> Shim::stage(const std::string& directory, std::uint64_t spare) {
   constexpr std::uint64_t kSpare = 256 << 20;
-  std::uint64_t size = cgroup_->memory_bytes();
-  if (available_memory() < 2 * size + spare + kSpare) return false;
-  make_directories(paths_.stage(), 0700);
-  staged_ = ::mount("tmpfs", paths_.stage().c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
-                    "mode=700,size=100%,huge=always") == 0;
-  if (!staged_) return false;
-  // A virtual machine's memory that was never touched costs up to 40 times as much to write to. It
-  // is touched while the tree still runs, and free again for the dump.
-  std::string path = paths_.stage() + "/touched";
-  Fd file = Fd::open(path, O_RDWR | O_CREAT, 0600);
-  check(::unlink(path.c_str()), "unlink", path);
-  check(::ftruncate(file.get(), static_cast<off_t>(size)), "set size of", path);
-  void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
-  if (memory == MAP_FAILED) return true;
-  ::madvise(memory, size, MADV_POPULATE_WRITE);
-  ::munmap(memory, size);
-  return true;
-}
-
-void Shim::unstage() {
-  if (staged_.exchange(false)) ::umount2(paths_.stage().c_str(), MNT_DETACH);
+  // Besides those of its processes: of memory that they share. What a tree has more than this is
+  // small, and goes to the tmpfs.
+  constexpr std::size_t kSharedImages = 16, kMostImages = 256;
+  std::uint64_t size = cgroup_->unfiled_bytes();
+  if (available_memory() < size + spare + kSpare) return nullptr;
+  std::size_t images = std::min(cgroup_->pids().size() + kSharedImages, kMostImages);
+  std::string path = paths_.stage() + "/" + directory.substr(directory.rfind('/') + 1);
+  try {
+    return std::make_shared<DumpStage>(path, images, size);
+  } catch (const Error&) {
+    return nullptr;
+  }
 }
 
 // Members: directory, staged (bool: the images wait in memory), own (bool: the replica itself goes
-// on from them). Brings the last dump's images to
-// where they belong, without what need not be stored; the replica runs. Result: zero_bytes,
-// file_bytes, which are not stored.
+// on from them). Brings a dump's images to where they belong, without what need not be stored; the
+// replica runs. Result: zero_bytes, file_bytes, which are not stored.
 json Shim::collect(const json& request) {
   fault("shim.collect.begun", {"container", init_pid_});
-  bool staged = request.at("staged");
-  if (staged && !staged_)
-    throw Error(Code::kUnavailable, "collect the dump of", paths_.dir, "there is none any more");
-  Finally done([this] { unstage(); });
   std::string directory = request.at("directory"), images = directory + "/images";
+  std::shared_ptr<DumpStage> staged;
+  {
+    std::scoped_lock lock(mutex_);
+    if (auto found = staged_.extract(directory)) staged = std::move(found.mapped());
+  }
+  if (request.at("staged") && !staged)
+    throw Error(Code::kUnavailable, "collect the dump of", paths_.dir, "there is none any more");
+  if (staged) staged->write(images);
+  staged.reset();
   // As a restore will find them: as they were at the dump, and read-only, unless the replica itself
   // goes on writing to the topmost.
   bool own = request.at("own");
   std::vector<std::string> layers = spec_.lowers;
   layers.insert(layers.begin(), directory + "/fs.0");
-  checkpoint::LeftOut left = checkpoint::move_memory(
-      staged ? paths_.stage() : images, images, [&](const std::string& path) {
-        if (own && exists(layers.front() + "/" + path)) return Fd();
-        return store::open_layered(layers, path);
-      });
-  if (staged) store::copy_tree(paths_.stage(), images);
+  checkpoint::LeftOut left = checkpoint::move_memory(images, images, [&](const std::string& path) {
+    if (own && exists(layers.front() + "/" + path)) return Fd();
+    return store::open_layered(layers, path);
+  });
   return {{"zero_bytes", left.zero}, {"file_bytes", left.file}};
 }
 

@@ -360,4 +360,11 @@ std::uint64_t Cgroup::memory_bytes() const {
   return exists(name) ? std::stoull(read_file(name)) : 0;
 }
 
+std::uint64_t Cgroup::unfiled_bytes() const {
+  bool v1 = !layout_.mount_of("memory").empty();
+  std::string statistics = file("memory", "memory.stat", "memory.stat");
+  return static_cast<std::uint64_t>(counter_in(statistics, v1 ? "total_rss" : "anon") +
+                                    counter_in(statistics, v1 ? "total_shmem" : "shmem"));
+}
+
 }  // namespace thaw::runtime

@@ -51,6 +51,9 @@ class Cgroup {
   std::pair<std::string, std::string> thawing() const;
   std::int64_t oom_kills() const;      // since creation
   std::uint64_t memory_bytes() const;  // charged now
+  // Of them what no file holds: anonymous and shared memory.
+  std::uint64_t unfiled_bytes() const;
+
  private:
   std::string file(const std::string& controller, const std::string& v1_name,
                    const std::string& v2_name) const;

@@ -14,11 +14,12 @@ from thawtest import check, equal, wait_for
 KILLS = 100
 
 
-def pattern(daemon, name="memory", **checkpoint):
-    pod = Pod(daemon, name, when={"http": {}}, checkpoint=checkpoint)
+def pattern(daemon, name="memory", mib=64, wait=True, **checkpoint):
+    pod = Pod(daemon, name, when={"http": {}}, checkpoint=checkpoint, env={"MIB": str(mib)})
     pod.spec.update(command=["python3", "-S", "-E", "/app/pattern.py"], resources={"memory": "1GiB"}, replicas={"min": 1, "max": 3})
     pod.deploy()
-    pod.wait_checkpoint()
+    if wait:
+        pod.wait_checkpoint()
     return pod
 
 
@@ -148,6 +149,19 @@ def test_what_need_not_be_stored(daemon):
         row = daemon.scale(pod.name, 1)[0]
         equal(row["started_from"], made, f"what the {way} one starts from")
         equal(daemon.http(row["id"], "/all", timeout=120), "ok", f"what is wrong in a {way} restore")
+
+
+def test_a_dump_after_another(daemon):
+    """The second begins while the first is still in memory only: it gets its own images."""
+    pod = pattern(daemon, "twice", mib=300, wait=False)
+    pod.wait_event("replica.ready")
+    made = daemon.cli_json("checkpoint", "create", pod.name, "--json")
+    equal(made["status"], "available", f"the second checkpoint ({made['reason']})")
+    row = daemon.scale(pod.name, 2)[1]
+    equal(row["started_from"], made["id"], "what the next one starts from")
+    all_pages(daemon, row)
+    no_wrong_byte(pod)
+    daemon.remove(pod.name)
 
 
 def test_background(daemon):

@@ -1,14 +1,24 @@
-#include "store/tree.h"
+#include "store/copy.h"
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <thread>
+
+#include "store/layered.h"
+#include "store/linked_names.h"
+#include "store/tree.h"
 #include "util/fd.h"
 #include "util/file.h"
 
@@ -77,6 +87,14 @@ TEST_F(TreeTest, KeepsWhatALayerHolds) {
   EXPECT_EQ(digest_tree(from), digest_tree(to));
 }
 
+TEST_F(TreeTest, LeavesWhatIsThereAlready) {
+  write_file(from + "/new", "new");
+  write_file(to + "/old", "old");
+  copy_tree(from, to);
+  EXPECT_EQ(read_file(to + "/old"), "old");
+  EXPECT_EQ(read_file(to + "/new"), "new");
+}
+
 TEST_F(TreeTest, DigestSeesEveryKindOfChange) {
   write_file(from + "/a", "1");
   std::string before = digest_tree(from);
@@ -88,6 +106,143 @@ TEST_F(TreeTest, DigestSeesEveryKindOfChange) {
   std::string mode = digest_tree(from);
   ASSERT_EQ(::rename((from + "/a").c_str(), (from + "/b").c_str()), 0);
   EXPECT_NE(mode, digest_tree(from));
+}
+
+// A tree that was copied ahead and then changed in every way.
+class AheadTest : public TreeTest {
+ protected:
+  // Until the file system's clock has gone on.
+  static void settle() { ::usleep(150'000); }
+  void expect_exact() {
+    EXPECT_EQ(digest_tree(from), digest_tree(to));
+    // Names of one file are names of one file.
+    std::map<ino_t, ino_t> copies;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(from)) {
+      struct stat source = info_of(entry.path()),
+                  copy = info_of(to + entry.path().string().substr(from.size()));
+      EXPECT_EQ(copies.try_emplace(source.st_ino, copy.st_ino).first->second, copy.st_ino)
+          << entry.path();
+      EXPECT_EQ(source.st_nlink, copy.st_nlink) << entry.path();
+      EXPECT_EQ(source.st_mtim.tv_sec, copy.st_mtim.tv_sec) << entry.path();
+      EXPECT_EQ(source.st_mtim.tv_nsec, copy.st_mtim.tv_nsec) << entry.path();
+    }
+  }
+};
+
+TEST_F(AheadTest, WhatDoesNotChangeIsCopiedOnce) {
+  make_directories(from + "/folder");
+  write_file(from + "/folder/file", std::string(10000, 'x'));
+  ASSERT_EQ(::link((from + "/folder/file").c_str(), (from + "/again").c_str()), 0);
+  ASSERT_EQ(::symlink("folder", (from + "/link").c_str()), 0);
+  settle();
+  TreeCopy copy(from, to);
+  copy.ahead();
+  ino_t before = info_of(to + "/folder/file").st_ino;
+  TreeSize size = copy.finish();
+  EXPECT_EQ(size.files, 0u);
+  EXPECT_EQ(size.bytes, 0u);
+  EXPECT_EQ(info_of(to + "/folder/file").st_ino, before);
+  expect_exact();
+}
+
+TEST_F(AheadTest, EveryKindOfChangeIsSeen) {
+  for (const char* name : {"/a/b", "/c", "/to-file", "/opaque"}) make_directories(from + name);
+  for (const char* name :
+       {"/a/one", "/a/two", "/a/b/three", "/c/four", "/same-size", "/mode", "/owner", "/attribute",
+        "/linked", "/to-folder", "/to-whiteout", "/gone", "/moved", "/rewritten"})
+    write_file(from + name, std::string("text of ") + name);
+  ASSERT_EQ(::link((from + "/linked").c_str(), (from + "/c/linked too").c_str()), 0);
+  ASSERT_EQ(::link((from + "/linked").c_str(), (from + "/a/leaves").c_str()), 0);
+  ASSERT_EQ(::setxattr((from + "/attribute").c_str(), "user.note", "old", 3, 0), 0);
+  ASSERT_EQ(::setxattr((from + "/opaque").c_str(), "trusted.overlay.opaque", "y", 1, 0), 0);
+  settle();
+  TreeCopy copy(from, to);
+  copy.ahead();
+  expect_exact();
+
+  struct stat before = info_of(from + "/same-size");
+  {
+    Fd file = Fd::open(from + "/same-size", O_WRONLY);
+    ASSERT_EQ(::pwrite(file.get(), "TEXT", 4, 0), 4);
+    timespec times[2] = {before.st_atim, before.st_mtim};  // as tar does
+    ASSERT_EQ(::futimens(file.get(), times), 0);
+  }
+  ASSERT_EQ(::chmod((from + "/mode").c_str(), 0711), 0);
+  ASSERT_EQ(::chown((from + "/owner").c_str(), 5, 6), 0);
+  ASSERT_EQ(::removexattr((from + "/attribute").c_str(), "user.note"), 0);
+  ASSERT_EQ(::removexattr((from + "/opaque").c_str(), "trusted.overlay.opaque"), 0);
+  ASSERT_EQ(::unlink((from + "/a/leaves").c_str()), 0);
+  ASSERT_EQ(::link((from + "/linked").c_str(), (from + "/a/b/comes").c_str()), 0);
+  ASSERT_EQ(::unlink((from + "/to-folder").c_str()), 0);
+  make_directories(from + "/to-folder/inner");
+  remove_tree(from + "/to-file");
+  write_file(from + "/to-file", "was a folder");
+  ASSERT_EQ(::unlink((from + "/to-whiteout").c_str()), 0);
+  ASSERT_EQ(::mknod((from + "/to-whiteout").c_str(), S_IFCHR, makedev(0, 0)), 0);
+  ASSERT_EQ(::unlink((from + "/gone").c_str()), 0);
+  ASSERT_EQ(::rename((from + "/moved").c_str(), (from + "/c/moved").c_str()), 0);
+  ASSERT_EQ(::rename((from + "/a").c_str(), (from + "/renamed").c_str()), 0);
+  ASSERT_EQ(::unlink((from + "/rewritten").c_str()), 0);
+  write_file(from + "/rewritten", "by another file");
+  write_file(from + "/new", "new");
+  EXPECT_GT(copy.finish().files, 0u);
+  expect_exact();
+}
+
+TEST_F(AheadTest, WritesThroughAMappingThatWasThereBefore) {
+  write_file(from + "/mapped", std::string(4096, 'a'));
+  Fd file = Fd::open(from + "/mapped", O_RDWR);
+  void* memory = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  std::memset(memory, 'b', 4096);
+  settle();
+  TreeCopy copy(from, to);
+  copy.ahead();
+  std::memset(memory, 'c', 4096);
+  copy.finish([](const std::string& path) { return path == "mapped"; });
+  expect_exact();
+  ::munmap(memory, 4096);
+}
+
+TEST_F(AheadTest, ACopyThatAnotherProgramWritesUnder) {
+  std::atomic<bool> stop = false;
+  std::thread writer([&] {
+    for (unsigned round = 0; !stop; ++round) {
+      std::string path = from + "/" + std::to_string(round % 50);
+      std::error_code ignored;
+      switch (round * 2654435761u >> 28) {
+        case 0:
+          std::filesystem::remove_all(path, ignored);
+          break;
+        case 1:
+          std::filesystem::remove_all(path, ignored),
+              std::filesystem::create_directories(path + "/inner", ignored);
+          break;
+        case 2:
+          std::filesystem::create_hard_link(from + "/" + std::to_string((round + 7) % 50), path,
+                                            ignored);
+          break;
+        case 3:
+          std::filesystem::rename(path, from + "/" + std::to_string((round + 3) % 50), ignored);
+          break;
+        default:
+          std::ofstream(path, std::ios::app)
+              << std::string(1000, static_cast<char>('a' + round % 26));
+      }
+    }
+  });
+  for (int turn = 0; turn < 20; ++turn) {
+    remove_tree(to);
+    make_directories(to);
+    TreeCopy copy(from, to);
+    copy.ahead();
+    if (turn == 19) {
+      stop = true;
+      writer.join();
+      copy.finish();
+    }
+  }
+  expect_exact();
 }
 
 // An overlay of `lower` and an empty upper directory, mounted as a replica's is.

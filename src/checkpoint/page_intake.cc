@@ -1,0 +1,185 @@
+#include "checkpoint/page_intake.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "util/error.h"
+#include "util/file.h"
+#include "util/memory.h"
+
+namespace thaw::checkpoint {
+namespace {
+
+constexpr std::size_t kHugePage = 2 << 20;
+constexpr std::size_t kPipeBytes = 1 << 20;  // the most that needs no privilege
+constexpr std::size_t kWriteBytes = 64 << 20;
+constexpr unsigned kMostThreads = 4;
+constexpr std::uint32_t kStop = UINT32_MAX;
+
+unsigned thread_count() {
+  return std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads);
+}
+
+// As many threads as can be had, at least one.
+std::vector<std::thread> start_threads(const std::function<void(unsigned)>& work) {
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < thread_count(); ++i) {
+    try {
+      threads.emplace_back(work, i);
+    } catch (const std::system_error& error) {
+      if (threads.empty())
+        throw Error(Code::kExhausted, "start a thread", "", error.what(),
+                    "let the host or Thaw's cgroup have more processes");
+    }
+  }
+  return threads;
+}
+
+std::string image(const std::string& directory, std::size_t file) {
+  return fmt::format("{}/pages-{}.img", directory, file + 1);
+}
+
+}  // namespace
+
+PageIntake::PageIntake(std::string directory, std::size_t files, std::uint64_t expected)
+    : directory_(std::move(directory)),
+      capacity_((total_memory() / kHugePage + 1) * kHugePage),
+      epoll_(check(::epoll_create1(EPOLL_CLOEXEC), "make epoll")),
+      stop_(Fd::event()) {
+  std::size_t size = capacity_ + kHugePage;
+  void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) throw_errno("reserve memory for", directory_);
+  reserved_ = {static_cast<char*>(mapped), [size](char* memory) { ::munmap(memory, size); }};
+  memory_ = reserved_.get() + (kHugePage - reinterpret_cast<std::uintptr_t>(mapped) % kHugePage);
+  ::madvise(memory_, capacity_, MADV_HUGEPAGE);
+  // The first touch of a virtual machine's memory costs up to 40 times as much as any later one.
+  std::size_t share = (expected / thread_count() / kHugePage + 1) * kHugePage;
+  for (std::thread& thread : start_threads([&](unsigned i) {
+         std::size_t from = std::min(i * share, capacity_), to = std::min(from + share, capacity_);
+         if (from < to) ::madvise(memory_ + from, to - from, MADV_POPULATE_WRITE);
+       }))
+    thread.join();
+
+  epoll_event stop{EPOLLIN, {.u32 = kStop}};
+  check(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stop_.get(), &stop), "watch event");
+  for (std::size_t file = 0; file < files; ++file) {
+    std::string path = image(directory_, file);
+    check(::mkfifo(path.c_str(), 0600), "make FIFO", path);
+    fifos_.push_back(Fd::open(path, O_RDONLY | O_NONBLOCK));
+    epoll_event event{EPOLLIN, {.u32 = static_cast<std::uint32_t>(file)}};
+    check(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fifos_.back().get(), &event), "watch FIFO",
+          path);
+  }
+  opened_.resize(files);
+  workers_ = start_threads([this](unsigned) { work(); });
+}
+
+PageIntake::~PageIntake() {
+  abandoned_ = true;
+  join();
+}
+
+void PageIntake::join() {
+  signal_event(stop_);
+  for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+}
+
+void PageIntake::finish() {
+  join();
+  for (std::size_t file = 0; file < fifos_.size(); ++file) {
+    std::string path = image(directory_, file);
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) throw_errno("remove FIFO", path);
+  }
+  if (!failure_.empty())
+    throw Error(Code::kUnavailable, "take in the memory of", directory_, failure_);
+}
+
+void PageIntake::work() {
+  try {
+    auto [out, in] = Fd::pipe();
+    ::fcntl(in.get(), F_SETPIPE_SZ, kPipeBytes);
+    Segment part;
+    while (take(in, &part)) {
+      // Outside the lock: this is the copy.
+      while (part.length > 0) {
+        ssize_t n = ::read(out.get(), memory_ + part.at, part.length);
+        if (n < 0 && errno == EINTR) continue;
+        check(n, "copy memory to", directory_);
+        part.at += static_cast<std::size_t>(n);
+        part.length -= static_cast<std::size_t>(n);
+      }
+    }
+  } catch (const Error& error) {
+    std::scoped_lock lock(mutex_);
+    if (failure_.empty()) failure_ = error.what();
+    // CRIU is not to wait for a reader that is gone.
+    for (Fd& fifo : fifos_) fifo.reset();
+  }
+}
+
+// Moves the next pages, without copying them, into the given pipe. False when there will be none.
+bool PageIntake::take(const Fd& pipe, Segment* taken) {
+  std::scoped_lock lock(mutex_);
+  for (;;) {
+    epoll_event events[2];
+    int count = ::epoll_wait(epoll_.get(), events, 2, -1);
+    if (count < 0 && errno == EINTR) continue;
+    check(count, "wait for pages");
+    if (abandoned_ || !failure_.empty()) return false;
+    auto end = events + count;
+    auto ready =
+        std::find_if(events, end, [](const auto& event) { return event.data.u32 != kStop; });
+    if (ready == end) return false;  // only told to stop: nothing is left to read
+    std::size_t file = ready->data.u32;
+    Fd& fifo = fifos_[file];
+    if (!opened_[file]) ::fcntl(fifo.get(), F_SETPIPE_SZ, kPipeBytes);
+    opened_[file] = true;
+    ssize_t n = ::splice(fifo.get(), nullptr, pipe.get(), nullptr, kPipeBytes,
+                         SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+    check(n, "read", image(directory_, file));
+    if (n == 0) {  // CRIU has closed it
+      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fifo.get(), nullptr);
+      continue;
+    }
+    std::size_t length = static_cast<std::size_t>(n);
+    if (length > capacity_ - used_)
+      throw Error(Code::kExhausted, "take in the memory of", directory_,
+                  "there is more of it than the host has");
+    *taken = {file, used_, length};
+    used_ += length;
+    if (!segments_.empty() && segments_.back().file == file)
+      segments_.back().length += length;
+    else
+      segments_.push_back(*taken);
+    return true;
+  }
+}
+
+void PageIntake::write(const std::string& directory) {
+  for (std::size_t file = 0; file < opened_.size(); ++file) {
+    if (!opened_[file]) continue;
+    std::string path = image(directory, file);
+    Fd to = Fd::open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    for (Segment part : segments_) {
+      if (part.file != file) continue;
+      while (part.length > 0) {
+        std::size_t now = std::min(part.length, kWriteBytes);
+        write_all(to, {memory_ + part.at, now}, path);
+        ::madvise(memory_ + part.at, now, MADV_DONTNEED);
+        part.at += now;
+        part.length -= now;
+      }
+    }
+  }
+}
+
+}  // namespace thaw::checkpoint
