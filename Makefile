@@ -58,6 +58,8 @@ demo: setup all ## show a pod that starts cold once, and warm from then on
 bench: setup all ## measure
 	@bench/run
 	@bench/many
+	@bench/dump
+	@bench/awkward
 	@bench/gateway
 	@cmake --build --preset release --target micro_bench
 	@$(release)/micro_bench

@@ -98,6 +98,19 @@ class Daemon:
         host.reap_orphans()
 
 
+class DaemonBench:
+    """What a ThawSystem asks of its run, where all of them share one daemon."""
+
+    def __init__(self, folder, binary, rootfs="example"):
+        self.folder, self.path, self.later_requests, self.cold_cache = folder, "/", 0, False
+        self.app = host.REPOSITORY / "examples/model-server/app"
+        self.rootfs = host.run([host.REPOSITORY / "scripts/rootfs", rootfs], timeout=1800).strip()
+        self.daemon = Daemon(binary, folder)
+
+    def thaw_daemon(self, *_):
+        return self.daemon
+
+
 class ThawSystem(System):
     """0 to 1 replicas, asked for over a kept API connection, while a client already waits at the published port."""
 
