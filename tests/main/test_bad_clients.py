@@ -86,7 +86,8 @@ def test_all_at_once(daemon):
         dribbler.start()
         # Many that say nothing. Where the client speaks first, such a one is of no replica yet.
         stack.enter_context(silent_clients(PORT, IDLE["shared"], published, IDLE["published"], echo, IDLE["raw"]))
-        wait_for(lambda: descriptors(daemon) > before[1] + sum(IDLE.values()) + IDLE["raw"], "all of them are connected")
+        # What else it had may be gone meanwhile: a few.
+        wait_for(lambda: descriptors(daemon) > before[1] + sum(IDLE.values()) + IDLE["raw"] - 50, "all of them are connected")
         equal(daemon.api("GET", "/v1/pods/a")["connections"]["active"], IDLE["raw"], "connections with the replica")
         # Writers that read nothing, and are reset with both directions full.
         full = [traffic.Front(echo).connect() for _ in range(20)]
