@@ -276,10 +276,20 @@ def test_criu_dies(daemon):
         os.kill(criu, signal.SIGKILL)
         pod.wait_event("replica.ready", since)
         row = daemon.replica(replica)
-        equal((row["started_from"], row["outcome"]), ("cold", "Refused"), f"the replica (its reason is: {row['reason']})")
+        equal((row["started_from"], row["outcome"]), ("cold", "Unavailable"), f"the replica (its reason is: {row['reason']})")
         pod.check_gate(replica)
         daemon.scale(pod.name, 0)
-    row = daemon.scale(pod.name, 1)[0]
+    daemon.cli("checkpoint", "retry", pod.name)
+    equal(daemon.scale(pod.name, 1)[0]["started_from"], checkpoint["id"], "the next one is restored")
+
+
+def test_criu_refuses(daemon):
+    """A file of a mount is gone that the program has open: CRIU cannot restore that. Once is held against nobody; the next is restored, and told of in full."""
+    pod, checkpoint = checkpointed(daemon, env={"AT_START": "touch:/ctl/held open:/ctl/held"})
+    (pod.ctl / "held").unlink()
+    expect_cold(pod, checkpoint, "Refused", "held", "available")
+    daemon.scale(pod.name, 0)
+    row = daemon.scale(pod.name, 1)[0]  # the cold one has made the file again
     equal(row["started_from"], checkpoint["id"], "the next one is restored")
     check("Restore finished successfully" in restore_log(daemon, row), "after a failure CRIU does not write down all it does")
 

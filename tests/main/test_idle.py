@@ -155,17 +155,18 @@ def test_checkpoint_of_a_restored_one(daemon):
     """What was restored from the pod's checkpoint has unread memory and a layer below its own: both come along, and the pod's checkpoint stays the pod's."""
     pod = idle_pod(daemon, "checkpoint", "warm", when={"file": "/ctl/go"}, env={"ON_GO": "busy:20"})
     count(pod, 1)
-    shared = pod.wait_checkpoint()
     wait_paused(daemon, pod)
+    # The pod's: the replica's own may be there before it.
+    shared = wait_for(lambda: view(daemon, pod)["checkpoint"]["id"], "the pod has a checkpoint")
     daemon.scale(pod.name, 0)
     wait_for(lambda: not daemon.replicas(pod.name), "the user's word ends the paused one")
-    wait_for(lambda: [row["id"] for row in own(daemon, pod)] == [shared["id"]], "its checkpoint goes with it")
+    wait_for(lambda: [row["id"] for row in own(daemon, pod)] == [shared], "its checkpoint goes with it")
     first = count(pod, 1)
-    equal(daemon.replica(first)["started_from"], shared["id"], "what the second one was started from")
+    equal(daemon.replica(first)["started_from"], shared, "what the second one was started from")
     for number in (2, 3):
         wait_paused(daemon, pod)
         equal(count(pod, number), first, "the replica that goes on")
-    equal(view(daemon, pod)["checkpoint"]["id"], shared["id"], "the checkpoint that others start from")
+    equal(view(daemon, pod)["checkpoint"]["id"], shared, "the checkpoint that others start from")
     layers = daemon.api("GET", f"/v1/checkpoints/{daemon.replica(first)['started_from']}")["manifest"]["layers"]
     equal(len(layers), 2, "layers after several pauses")
     daemon.remove(pod.name)

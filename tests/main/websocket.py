@@ -68,4 +68,8 @@ class WebSocket:
         return kind, b"".join(parts)
 
     def ended(self):
-        return self.stream.read(1) == b""
+        """Whether the other end has closed it; then this one does, too."""
+        over = self.stream.read(1) == b""
+        self.stream.close()
+        self.connection.close()
+        return over

@@ -2,7 +2,7 @@
 
 It answers on PORT (8000) at once and writes one JSON object a line to /ctl/notes, a file of the host, opened anew for each line, so
 that no descriptor of it is in a dump. When /ctl/go appears it does what ON_GO names, words separated by blanks:
-    print:TEXT (_ is a blank)  touch:PATH  mkdir:PATH  write:PATH  listen:PORT  notify  worker (sends READY=1 from a process of its own)  busy:MIB (holds so much memory)
+    print:TEXT (_ is a blank)  touch:PATH  open:PATH  mkdir:PATH  write:PATH  listen:PORT  notify  worker (sends READY=1 from a process of its own)  busy:MIB (holds so much memory)
 Before that it does what AT_START names: the same, and landlock (opens a ruleset, which CRIU cannot dump), leave-when-restored, leave-soon-after (1.5 s later).
 """
 
@@ -75,6 +75,8 @@ def act(words):
             print(value.replace("_", " "), flush=True)
         elif name == "touch":
             open(value, "w", encoding="utf-8").close()
+        elif name == "open":
+            held.append(open(value, encoding="utf-8"))
         elif name == "mkdir":
             os.mkdir(value)
         elif name == "write":
