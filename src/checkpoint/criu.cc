@@ -1,6 +1,7 @@
 #include "checkpoint/criu.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -34,9 +35,15 @@ int send_message(const Fd& socket, const rpc::Request& request) {
   return n < 0 ? errno : 0;
 }
 
-// nullopt at end of file or at the deadline.
-std::optional<rpc::Response> receive_message(const Fd& socket, Deadline deadline) {
-  if (!wait_readable(socket.get(), deadline)) return std::nullopt;
+// nullopt at end of file, when CRIU has ended (processes that it forked may hold its socket open),
+// or at the deadline.
+std::optional<rpc::Response> receive_message(const Fd& socket, const Process& criu,
+                                             Deadline deadline) {
+  pollfd fds[2] = {{socket.get(), POLLIN, 0}, {criu.pidfd().get(), POLLIN, 0}};
+  while (::poll(fds, 2, deadline.poll_ms()) < 0) {
+    if (errno != EINTR) throw_errno("wait for", "CRIU");
+  }
+  if (!fds[0].revents) return std::nullopt;
   std::string buffer(64 << 10, '\0');
   ssize_t n;
   do n = ::recv(socket.get(), buffer.data(), buffer.size(), 0);
@@ -105,7 +112,7 @@ CriuOutcome Swrk::converse(const rpc::Request& request,
   };
   bool sent = send(request);
   while (sent) {
-    auto response = receive_message(socket_, deadline);
+    auto response = receive_message(socket_, process_, deadline);
     if (!response) break;
     if (response->type() == kNotify) {
       rpc::Request answer;
