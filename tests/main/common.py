@@ -344,9 +344,9 @@ class HeldDump:
         return self
 
     def _step(self):
-        # In memory, where only the shim's mount namespace has them, or on disk where memory is short.
+        # What comes first of a process's memory. In memory, where only the shim's mount namespace has them, or on disk where memory is short.
         stage = pathlib.Path(f"/proc/{self.shim}/root{self.pod.daemon.data}/slots/{self.replica['slot']}/stage")
-        if list(stage.glob("*/core-*.img")) or list(self.directory.glob("images/core-*.img")):
+        if list(stage.glob("*/pagemap-*.img")) or list(self.directory.glob("images/pagemap-*.img")):
             return True
         self.signal(signal.SIGCONT)
         time.sleep(0.001)

@@ -13,7 +13,7 @@ GO = {"file": "/ctl/go"}
 
 def dumping_pod(daemon, **more):
     """One that is warming up, with some memory to dump."""
-    pod = Pod(daemon, when=GO, env={"AT_START": "busy:32 write:/var/tmp/layer"}, **more)
+    pod = Pod(daemon, when=GO, env={"AT_START": "busy:96 write:/var/tmp/layer"}, **more)
     pod.deploy()
     pod.wait_note("up")
     return pod
