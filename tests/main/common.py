@@ -339,8 +339,13 @@ class HeldDump:
         self.checkpoint = next(row["id"] for row in rows if row["status"] == "creating")
         self.directory = self.pod.daemon.data / "checkpoints" / self.checkpoint
         if self.stage == "frozen":
-            # Let go for a moment at a time, until it has come so far.
-            wait_for(self._step, "the dump has written something", step=0)
+            # Let go for a moment at a time, until it has come so far. The moment ends in time, whatever else the machine does.
+            before = os.sched_getscheduler(0), os.sched_getparam(0)
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            try:
+                wait_for(self._step, "the dump has written something", step=0)
+            finally:
+                os.sched_setscheduler(0, *before)
         return self
 
     def _step(self):
