@@ -12,6 +12,7 @@
 
 #include "checkpoint/page_service.h"
 #include "util/error.h"
+#include "util/packet.h"
 
 namespace thaw::lifecycle {
 namespace {
@@ -118,20 +119,7 @@ Keeper Keeper::start(const std::string& procs_file,
 }
 
 void Keeper::hold(int fd) const {
-  char byte = 'h';
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  check(::sendmsg(socket_.get(), &message, MSG_NOSIGNAL), "pass userfaultfd to", "keeper");
+  if (!send_packet(socket_, "h", fd)) throw_errno("pass userfaultfd to", "keeper");
 }
 
 void Keeper::let_go() const { ::send(socket_.get(), "d", 1, MSG_NOSIGNAL); }

@@ -23,6 +23,7 @@
 #include "runtime/container.h"
 #include "runtime/seccomp.h"
 #include "util/error.h"
+#include "util/packet.h"
 
 namespace thaw::runtime {
 namespace {
@@ -35,41 +36,14 @@ struct Report {
 };
 
 bool send_report(int socket, const Report& report, int fd) {
-  iovec data{const_cast<Report*>(&report), sizeof report};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (fd >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  }
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL) >= 0;
+  return send_packet(socket, {reinterpret_cast<const char*>(&report), sizeof report}, fd);
 }
 
-bool receive_report(int socket, Report& report, Fd& fd) {
-  iovec data{&report, sizeof report};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  ssize_t n;
-  do n = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  while (n < 0 && errno == EINTR);
-  if (n != sizeof report) return false;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_type != SCM_RIGHTS) continue;
-    int received;
-    std::memcpy(&received, CMSG_DATA(header), sizeof received);
-    fd.reset(received);
-  }
+bool receive_report(const Fd& socket, Report& report, Fd& fd) {
+  auto packet = receive_packet(socket);
+  if (!packet || packet->text.size() != sizeof report) return false;
+  std::memcpy(&report, packet->text.data(), sizeof report);
+  if (packet->descriptor) fd = std::move(packet->descriptor);
   return true;
 }
 
@@ -248,7 +222,7 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
   std::optional<Process> process;
   Fd terminal;
   Report failure;
-  for (Report report; receive_report(ours.get(), report, terminal);) {
+  for (Report report; receive_report(ours, report, terminal);) {
     if (report.pid) process.emplace(Process::adopt(report.pid));
     if (report.error_number) failure = report;
   }

@@ -35,7 +35,7 @@ void limit(const Fd& socket, std::int64_t us) {
 
 }  // namespace
 
-bool send_packet(const Fd& socket, std::string_view text, int descriptor) {
+bool send_packet(int socket, std::string_view text, int descriptor) {
   iovec data{const_cast<char*>(text.data()), text.size()};
   msghdr message{};
   message.msg_iov = &data;
@@ -51,7 +51,7 @@ bool send_packet(const Fd& socket, std::string_view text, int descriptor) {
     std::memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
   }
   ssize_t n;
-  do n = ::sendmsg(socket.get(), &message, MSG_NOSIGNAL);
+  do n = ::sendmsg(socket, &message, MSG_NOSIGNAL);
   while (n < 0 && errno == EINTR);
   return n >= 0;
 }

@@ -15,8 +15,11 @@ struct Packet {
 };
 
 // 4 KiB of text at most. False when the other side is gone, or does not listen within the socket's
-// own time limit. `descriptor` -1: none.
-bool send_packet(const Fd& socket, std::string_view text, int descriptor = -1);
+// own time limit; errno says why. `descriptor` -1: none. May be called between fork and exec.
+bool send_packet(int socket, std::string_view text, int descriptor = -1);
+inline bool send_packet(const Fd& socket, std::string_view text, int descriptor = -1) {
+  return send_packet(socket.get(), text, descriptor);
+}
 // nullopt as above.
 std::optional<Packet> receive_packet(const Fd& socket);
 
