@@ -405,8 +405,10 @@ class Torture:
         self.daemon.scale(pod.name, 1, wait=False)
         with contextlib.suppress(Failure, OSError, http.client.HTTPException):
             pod.wait_event("replica.validating", since)
-        wait_or_none(lambda: self.mark.exists() or pod.events("replica.starting", after=since), REACHED_S)
-        pod.go()
+        try:
+            wait_or_none(lambda: self.mark.exists() or pod.events("replica.starting", after=since), REACHED_S)
+        finally:  # a daemon that dies while it is asked has come so far, too
+            pod.go()
 
     def after_fallback(self, pod):
         pod.go()
