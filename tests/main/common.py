@@ -269,13 +269,20 @@ def command_line(pid):
 
 
 def shims(daemon):
-    """Folder of the slot → pid of its shim. (The shim's keeper has the same command line, but another name.)"""
+    """Folder of the slot → pid of its shim. (The shim's keeper has the same command line, but another name; what it forks has both until it
+    is another program, but a shim as its parent.)"""
     found = {}
     for pid in thawtest._pids():
         words = command_line(pid).split(b"\0")
         if len(words) > 2 and words[1] == b"shim" and words[2].startswith(str(daemon.data).encode()) and thawtest._read(f"/proc/{pid}/comm") == b"thaw-shim\n":
-            found[words[2].rpartition(b"/")[2].decode()] = pid
-    return found
+            found[pid] = words[2].rpartition(b"/")[2].decode()
+    return {slot: pid for pid, slot in found.items() if parent(pid) not in found}
+
+
+def parent(pid):
+    """0 when the process is gone."""
+    fields = thawtest._read(f"/proc/{pid}/stat").decode().rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
 
 
 def shim_of(daemon, replica):
