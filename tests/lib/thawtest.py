@@ -34,6 +34,7 @@ import json
 import os
 import pathlib
 import queue
+import random
 import re
 import select
 import shutil
@@ -52,7 +53,7 @@ PR_SET_CHILD_SUBREAPER = 36
 MNT_DETACH = 2
 CLONE_NEWNET = 0x40000000
 SPARE_PIPE = 256 << 10  # bytes of a pipe that moves clients' bytes (src/gateway/relay.h)
-SETTLE_S = 60  # the longest a daemon may take to be at rest again
+SETTLE_S = 120  # the longest a daemon may take to be at rest again
 # These end a checkpoint's way for good or ill.
 SETTLED = ("available", "failed", "restore_failed", "deleted")
 
@@ -95,14 +96,16 @@ def rootfs(name):
     return done.stdout.strip()
 
 
-def wait_for(predicate, what, timeout=30, step=0.05):
-    """Until predicate() is true; its value. For what sends no event (the kernel's tables, /proc): otherwise wait_event."""
+def wait_for(predicate, what, timeout=90, step=0.05):
+    """Until predicate() is true; its value. For what sends no event (the kernel's tables, /proc): otherwise wait_event. The time is for a
+    machine that is busy with other things; a last look comes after it."""
     end = time.monotonic() + timeout
     while True:
+        late = time.monotonic() > end
         value = predicate()
         if value:
             return value
-        if time.monotonic() > end:
+        if late:
             raise Failure(f"{what}: not within {timeout} s")
         time.sleep(step)
 
@@ -114,10 +117,33 @@ def temporary_folder():
     return folder
 
 
+def wait_equal(find, wanted, what, timeout=90):
+    """Like equal(find(), wanted, what), where what is found comes about a moment later."""
+    found = None
+
+    def same():
+        nonlocal found
+        found = find()
+        return found == wanted
+
+    with contextlib.suppress(Failure):
+        wait_for(same, what, timeout)
+    equal(found, wanted, what)
+
+
+_given_ports = set()
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that nobody has, below those that the kernel gives to clients (ip_local_port_range): it is free still when it is used."""
+    while True:
+        port = random.randrange(10000, 32000)
+        if port in _given_ports:
+            continue
+        _given_ports.add(port)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def in_netns(namespace, function):
@@ -203,7 +229,7 @@ class Daemon:
 
     # --- its life ---
 
-    def start(self, timeout=60, more=()):
+    def start(self, timeout=120, more=()):
         """Starts it and waits until the API answers. `more` is added to the command line."""
         check(not self.running(), "the daemon runs already")
         with open(self.log, "ab") as log:
@@ -258,7 +284,7 @@ class Daemon:
             self.stop()
         return self.start()
 
-    def stop(self, timeout=60):
+    def stop(self, timeout=120):
         """SIGTERM; replicas run on unless --stop-replicas-on-exit was given. Its exit code, which must be 0."""
         if not self.running():
             return
@@ -340,6 +366,10 @@ class Daemon:
         """The end of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.strip().splitlines()[-lines:])
+
+    def log_lines(self):
+        """Its log so far, by lines; the last one may be on its way still, and is not among them."""
+        return self.log.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if self.log.exists() else []
 
     def hold_next(self):
         """The next dump waits when its CRIU is started and asked for nothing, until let_go(). The file that appears when it has come there."""
@@ -512,7 +542,7 @@ class Daemon:
                 if error.code != "not_found":  # it may have gone with the pod
                     raise
 
-    def exec(self, replica, *argv, check_exit=True, input=None, timeout=60):  # noqa: A002
+    def exec(self, replica, *argv, check_exit=True, input=None, timeout=240):  # noqa: A002
         """`thaw exec`: what the program wrote to stdout; check_exit=False: a CompletedProcess."""
         words = ["exec", *(["-i"] if input is not None else []), replica, "--", *argv]
         done = self.cli(*words, check_exit=check_exit, input=input, timeout=timeout)
@@ -522,7 +552,7 @@ class Daemon:
         done = self.cli("logs", replica, check_exit=False)
         return done.stdout + done.stderr
 
-    def inside(self, replica, argv, input=None, timeout=60, check_exit=True):  # noqa: A002
+    def inside(self, replica, argv, input=None, timeout=120, check_exit=True):  # noqa: A002
         """Runs a program of the host in the replica's network namespace: a client that no gate holds back. Its stdout."""
         pid = replica["pid"] if isinstance(replica, dict) else self.replica(replica)["pid"]
         done = subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", *map(str, argv)], capture_output=True, text=True,
@@ -531,7 +561,7 @@ class Daemon:
             raise Failure(f"{' '.join(map(str, argv))} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
-    def connect(self, replica, port, host="10.77.0.2", timeout=30, kind=socket.SOCK_STREAM):
+    def connect(self, replica, port, host="10.77.0.2", timeout=90, kind=socket.SOCK_STREAM):
         """A socket to host:port inside the replica's network namespace, past its gate."""
         pid = replica["pid"] if isinstance(replica, dict) else self.replica(replica)["pid"]
         with open(f"/proc/{pid}/ns/net", "rb") as namespace:
@@ -545,11 +575,11 @@ class Daemon:
             raise Failure(f"no connection to {host} port {port} of the replica: {error}") from None
         return connection
 
-    def http(self, replica, path, method="GET", body=None, port=8000, host="10.77.0.2", timeout=30):
+    def http(self, replica, path, method="GET", body=None, port=8000, host="10.77.0.2", timeout=90):
         """An HTTP request made inside the replica's network namespace; the answer's text. Another status than 200 is a Failure."""
         return _http(self.connect(replica, port, host, timeout), path, method, body, timeout)
 
-    def http_published(self, pod, path, method="GET", body=None, timeout=30, container=None):
+    def http_published(self, pod, path, method="GET", body=None, timeout=90, container=None):
         """The same as a client of the host does it: through the published port."""
         connection = socket.create_connection(("127.0.0.1", self.port(pod, container)), timeout)
         return _http(connection, path, method, body, timeout)
@@ -576,19 +606,22 @@ class Daemon:
         """What must be the same again after pods came and went, at rest: counts, and names where there should be none."""
         self._note_slots()
         found = collections.Counter()
-        for instance in self.instances:
-            found["links"] += len(_links(instance))
+        # A number that it had before it was started again may be another daemon's by now, and one with another /run may have the same.
+        instances = sorted(i for i in self.instances if i in self.locks() or _is_free(i))
+        others = {slot for instance in instances for slot in _slots_of_others(instance)} - self.slot_names
+        for instance in instances:
+            found["links"] += len([link for link in _links(instance) if not others or link in Daemon.used_links])
             for group in _cgroups(instance):
-                found[f"cgroups of {group.split('/')[4]}"] += len([d for d in os.scandir(group) if d.is_dir()])
+                found[f"cgroups of {group.split('/')[4]}"] += len([d for d in os.scandir(group) if d.is_dir() and d.name not in others])
         found["slots"] = len(os.listdir(self.data / "slots"))
         found["checkpoint folders"] = len(os.listdir(self.data / "checkpoints"))
         found["host mounts"] = len(_mounts_below(self.data))
         needle = str(self.data).encode()
         found["processes"] = sum(needle in _read(f"/proc/{pid}/cmdline") for pid in _pids())
-        for instance in self.instances:
+        for instance in instances:
             for group in _cgroups(instance)[:1]:
-                files = glob.glob(f"{group}/**/cgroup.procs", recursive=True)
-                found["processes in cgroups"] = sum(len(_read(f).split()) for f in files)
+                files = [f for f in glob.glob(f"{group}/**/cgroup.procs", recursive=True) if not others & set(f.split("/"))]
+                found["processes in cgroups"] += sum(len(_read(f).split()) for f in files)
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(OSError):
                 target = os.readlink(f"/proc/{self.pid}/fd/{name}")
@@ -763,6 +796,21 @@ def _claimed(instance):
         yield False
     finally:
         os.close(lock)
+
+
+def _is_free(instance):
+    with _claimed(instance) as ours:
+        return ours
+
+
+def _slots_of_others(instance):
+    """Names of cgroups in which there are processes, but none of ours."""
+    found = set()
+    for folder in [path for group in _cgroups(instance)[:1] for path in glob.glob(f"{group}/*/")]:
+        pids = [int(pid) for file in glob.glob(f"{folder}**/cgroup.procs", recursive=True) for pid in _read(file).split()]
+        if pids and not any(_ours(pid) for pid in pids):
+            found.add(folder.rstrip("/").rpartition("/")[2])
+    return found
 
 
 def _foreign(instance):
@@ -982,10 +1030,15 @@ def main(names, fresh=False, daemon_arguments=(), slots=2):
                 undo()
         forced += _end_descendants()
         left = []
+
+        def nothing_left():
+            nonlocal left
+            left = HostThings().since(host)
+            return not left
+
         with contextlib.suppress(Failure):
             # The kernel ends namespaces, and with them links, in the background.
-            wait_for(lambda: not HostThings().since(host), "", 20, 0.2)
-        left = HostThings().since(host)
+            wait_for(nothing_left, "", 60, 0.2)
     if not failed and (forced or left):
         failed.append("leaks")
     for text in forced:

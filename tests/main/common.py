@@ -68,7 +68,8 @@ class Pod:
 
     def notes(self, kind=None, replica=None):
         file = self.ctl / "notes"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        # The last line may be on its way still.
+        lines = [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
         return [n for n in lines if kind in (None, n["kind"]) and replica in (None, n["replica"])]
 
     def wait_note(self, kind, replica=None, count=1):
@@ -86,7 +87,7 @@ class Pod:
         """Those a replica went through, in order."""
         return [e["type"].removeprefix("replica.") for e in self.events(replica=replica) if e["data"].get("to")]
 
-    def get(self, path="who", timeout=20):
+    def get(self, path="who", timeout=90):
         return get(self.port, path, timeout)
 
     def only_replica(self):
@@ -105,7 +106,7 @@ class Pod:
         return opened
 
 
-def get(port, path="who", timeout=20):
+def get(port, path="who", timeout=90):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     with contextlib.closing(connection):
         connection.request("GET", "/" + path)
@@ -116,7 +117,7 @@ def get(port, path="who", timeout=20):
 
 ASK = """
 import http.client, sys
-connection = http.client.HTTPConnection("10.77.0.2", 8000, timeout=20)
+connection = http.client.HTTPConnection("10.77.0.2", 8000, timeout=90)
 connection.request("GET", "/" + sys.argv[1])
 sys.stdout.buffer.write(connection.getresponse().read())
 """
@@ -142,7 +143,7 @@ class Client(threading.Thread):
     def run(self):
         while not self.over.is_set():
             try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
                     self.connected_us = time.time_ns() // 1000
                     self.talk(connection)
                 return
@@ -172,7 +173,7 @@ class Client(threading.Thread):
         wait_for(lambda: self.connected_us or self.error, "the client is connected", step=0.005)
         check(self.error is None, f"the client was turned away: {self.error}")
 
-    def wait_answer(self, timeout=60):
+    def wait_answer(self, timeout=120):
         self.join(timeout)
         alive = self.is_alive()
         self.over.set()
@@ -320,21 +321,33 @@ def criu_below(shim):
     return next((pid for pid in children(shim) if b"swrk" in command_line(pid).split(b"\0")), None)
 
 
+@contextlib.contextmanager
+def before_others():
+    """This thread runs whenever it can: a moment that it waits for ends in time, whatever else the machine does."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 class HeldDump:
     """Makes a replica that is warming up dump, and holds the dump: CRIU is stopped. Leaving the block lets it go on. The daemon must not
     have been started with a fault of another kind.
 
-    stage "begun": as soon as CRIU is there; "frozen": when the tree is frozen and images are being written."""
+    stage "begun": as soon as CRIU is there; "frozen": when the tree is frozen and images are being written.
+    armed: hold_next() was called before the pod was deployed."""
 
-    def __init__(self, pod, stage="frozen"):
-        self.pod, self.stage = pod, stage
+    def __init__(self, pod, stage="frozen", armed=False):
+        self.pod, self.stage, self.armed = pod, stage, armed
         self.criu = self.handle = None
         self.replica = pod.only_replica()
         self.shim = shim_of(pod.daemon, self.replica)
 
     def __enter__(self):
         thawtest.at_end(self.resume)
-        mark = self.pod.daemon.hold_next()
+        mark = self.pod.daemon.mark if self.armed else self.pod.daemon.hold_next()
         self.pod.go()
         wait_for(mark.exists, "CRIU is started for the dump", step=0.005)
         # The kernel's list of children is exact only while none of them comes or goes.
@@ -346,13 +359,9 @@ class HeldDump:
         self.checkpoint = next(row["id"] for row in rows if row["status"] == "creating")
         self.directory = self.pod.daemon.data / "checkpoints" / self.checkpoint
         if self.stage == "frozen":
-            # Let go for a moment at a time, until it has come so far. The moment ends in time, whatever else the machine does.
-            before = os.sched_getscheduler(0), os.sched_getparam(0)
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-            try:
+            # Let go for a moment at a time, until it has come so far.
+            with before_others():
                 wait_for(self._step, "the dump has written something", step=0)
-            finally:
-                os.sched_setscheduler(0, *before)
         return self
 
     def _step(self):
@@ -401,8 +410,9 @@ def small_disk(folder, mib, *options):
             run("rmdir", folder / "lost+found")
             yield
         finally:
-            if os.path.ismount(folder):  # a daemon's end may have taken it away
-                run("umount", folder)
+            # A daemon's end may have taken it away; what used it may be about to end.
+            thawtest.wait_for(lambda: not os.path.ismount(folder) or subprocess.run(["umount", folder], capture_output=True, timeout=60, check=False).returncode == 0,
+                              f"{folder} can be unmounted", 30, 0.2)  # fmt: skip
 
 
 def fill(file):
@@ -416,7 +426,7 @@ def fill(file):
                     out.write(bytes(size))
 
 
-def run(*argv, timeout=60):
+def run(*argv, timeout=180):
     done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=timeout, check=False)
     check(done.returncode == 0, f"`{' '.join(map(str, argv))}` ended with {done.returncode}: {done.stderr.strip()}")
     return done.stdout

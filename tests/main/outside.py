@@ -47,7 +47,7 @@ class Outside:
 
     def socket(self, kind=socket.SOCK_STREAM):
         made = in_netns(self.namespace, lambda: socket.socket(socket.AF_INET, kind))
-        made.settimeout(20)
+        made.settimeout(90)
         self.sockets.append(made)
         return made
 

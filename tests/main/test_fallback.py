@@ -245,7 +245,7 @@ def test_criu_dies(daemon):
     waiting = common.shims(daemon)
     equal(len(waiting), daemon.slots, "prepared slots")
     for shim in waiting.values():
-        criu = common.criu_below(shim)
+        criu = wait_for(lambda shim=shim: common.criu_below(shim), "the slot's CRIU waits")
         os.kill(criu, signal.SIGKILL)
         wait_for(lambda criu=criu: common.process_state(criu) in ("Z", ""), "it is dead", step=0.001)
     with Knocker(daemon):
@@ -257,7 +257,7 @@ def test_criu_dies(daemon):
         # Both slots again, stopped; the one that is taken goes on until it restores, which it shows by its title.
         daemon.wait_idle()
         since = daemon.last_event()
-        waiting = {slot: common.criu_below(shim) for slot, shim in common.shims(daemon).items()}
+        waiting = {slot: wait_for(lambda shim=shim: common.criu_below(shim), "the slot's CRIU waits") for slot, shim in common.shims(daemon).items()}
         for pid in waiting.values():
             os.kill(pid, signal.SIGSTOP)
         daemon.scale(pod.name, 1, wait=False)
@@ -272,7 +272,8 @@ def test_criu_dies(daemon):
             os.kill(criu, signal.SIGSTOP)
             return b"swrk" not in common.command_line(criu).split(b"\0")
 
-        wait_for(restores, "CRIU has begun", step=0)
+        with common.before_others():
+            wait_for(restores, "CRIU has begun", step=0)
         os.kill(criu, signal.SIGKILL)
         pod.wait_event("replica.ready", since)
         row = daemon.replica(replica)
@@ -328,7 +329,7 @@ def test_proof_fails(daemon):
     pod.halt()
     create = common.background(daemon, "checkpoint", "create", pod.name)
     pod.wait_event("checkpoint.failed", since)
-    create.wait(30)
+    create.wait(120)
     equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["backoff"]["failures"], 2, "proofs that failed in a row")
 
 

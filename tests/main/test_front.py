@@ -11,7 +11,7 @@ import common
 import thawtest
 import traffic
 from thawtest import check, equal
-from traffic import Front, deploy, hold, raw
+from traffic import Front, deploy, raw
 from websocket import BINARY, CLOSE, CONTINUED, PING, PONG, TEXT, WebSocket
 
 PORT = thawtest.free_port()
@@ -77,34 +77,32 @@ def test_held(daemon):
     front = Front(PORT)
     deploy(daemon, "a", wait=False, routes=[{"host": "a.example.com"}], env={"STARTS_IN": "0.5"},
            checkpoint={"when": {"tcp": 8000}}, replicas={"min": 0, "max": 1})  # fmt: skip
-    daemon.scale("a", 0)
 
-    def ask_held(start):
+    def ask_held():
+        daemon.cli("stop", "a")  # or the first client would start a replica, and the others might come too late to be held
         answers = []
         clients = [threading.Thread(target=lambda: answers.append(front.ask("/seen"))) for _ in range(5)]
         for client in clients:
             client.start()
-        hold(daemon, "a")
-        start()
+        wait_connections(daemon, "a", "held", 5)
+        daemon.scale("a", 1)
         for client in clients:
-            client.join(60)
+            client.join(90)
         equal([status for status, _, _ in answers], [200] * 5, "answers")
         return [headers["Server-Timing"] for _, headers, _ in answers]
 
-    for timing in ask_held(lambda: daemon.scale("a", 1)):
+    for timing in ask_held():
         check(timing.endswith('desc="cold"'), timing)
         check(float(timing.split("dur=")[1].split(";")[0]) > 100, f"held for 0.5 s at least, but: {timing}")
     check(front.seen()[1]["Server-Timing"].endswith('desc="running"'), "not told that it runs")
     daemon.wait_checkpoint("a")
-    daemon.scale("a", 0)
-    for timing in ask_held(lambda: daemon.scale("a", 1)):
+    for timing in ask_held():
         check(timing.endswith('desc="restored"'), timing)
 
     # A client that leaves while held, or while a replica works for it, is forgotten, also behind bytes that nobody has read. It is held
-    # by a pod that starts cold: a restore is over before anybody has looked.
-    deploy(daemon, "slow", wait=False, routes=[{"host": "slow.example.com"}], env={"STARTS_IN": "1"}, checkpoint={"enabled": False},
+    # by a pod that takes longer to start than anybody looks.
+    deploy(daemon, "slow", wait=False, routes=[{"host": "slow.example.com"}], env={"STARTS_IN": "600"}, checkpoint={"enabled": False},
            replicas={"min": 0, "max": 1})  # fmt: skip
-    daemon.scale("a", 1)
     for state, pod in (("held", "slow"), ("active", "a")):
         for more in (b"", b"GET / HTTP/1.1\r\n"):
             if state == "held":
@@ -134,7 +132,7 @@ def test_bounds():
             for thread in clients:
                 thread.start()
             for thread in clients:
-                thread.join(30)
+                thread.join(90)
             equal(sorted({(status, headers["Retry-After"], body) for status, headers, body in answers}),
                   [(503, "10", b"no replica of pod a became ready in time\n"),
                    (503, "2", b"pod a has no replica for more clients, and as many as may wait do so\n")], "answers past the bounds")  # fmt: skip
@@ -275,6 +273,7 @@ def test_room(daemon):
     first = other.connect()
     equal(first.recv(100), b"10.77.0.1\n", "the first one's greeting")
     second, answers = other.connect(), []
+    wait_connections(daemon, "a", "held", 1)  # it is the next one
     asking = threading.Thread(target=lambda: answers.append(front.ask()))
     asking.start()
     wait_connections(daemon, "a", "held", 2)
@@ -283,7 +282,7 @@ def test_room(daemon):
     equal(second.recv(100), b"10.77.0.1\n", "the second one's greeting")
     equal(answers, [], "the answer to a third one")
     second.close()
-    asking.join(30)
+    asking.join(90)
     equal([status for status, _, _ in answers], [200], "status of the third one")
 
 
@@ -310,12 +309,12 @@ def test_replica_dies(daemon):
     answers = []
     client = threading.Thread(target=lambda: answers.append(front.ask("/hang", headers={"X-Request-Id": "hangs-1"})))
     client.start()
-    thawtest.wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"], "the request is with the replica")
+    wait_connections(daemon, "a", "active", 1)
     replica = daemon.replicas("a")[0]["id"]
     os.kill(daemon.replicas("a")[0]["pid"], 9)
-    client.join(30)
+    client.join(90)
     equal([(status, body) for status, _, body in answers], [(502, b"the replica ended the connection before it answered\n")], "answer")
-    line = thawtest.wait_for(lambda: [line for line in daemon.log.read_text(encoding="utf-8").splitlines() if "request=hangs-1" in line], "a line in the log")
+    line = thawtest.wait_for(lambda: [line for line in daemon.log_lines() if "request=hangs-1" in line], "a line in the log")
     check(len(line) == 1 and f" replica={replica} " in line[0] and " status=502 " in line[0], f"the log's lines about it: {line}")
 
 
@@ -361,7 +360,7 @@ def test_tls():
         status, headers, _ = Front(port, traffic.trusting(cert)).ask()
 
         def found():  # written once the answer is away
-            lines = [traffic.json.loads(line) for line in daemon.log.read_text(encoding="utf-8").splitlines(keepends=True) if line[:1] + line[-2:] == "{}\n"]
+            lines = [traffic.json.loads(line) for line in daemon.log_lines() if line[:1] + line[-1:] == "{}"]
             return [line for line in lines if line.get("request") == headers["X-Request-Id"]]
 
         equal([(line["message"], line["pod"], line["replica"], line["status"], line["what"]) for line in thawtest.wait_for(found, "the request's line")],

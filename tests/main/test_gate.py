@@ -16,6 +16,7 @@ def test_dump_proof_and_restore(daemon):
         pod.deploy()
         client.wait_connected()
         first = pod.wait_note("up")[0]["replica"]  # it listens: only the gate is in the way
+        pod.wait_event("replica.warming", replica=first)  # its program may run before the daemon has heard of it
         equal(pod.only_replica()["state"], "warming", "state before the condition holds")
         client.check_waits("while it warms up")
         check(not daemon.replica(first)["gate_open"], "the gate is shown as open while it warms up")
@@ -101,7 +102,7 @@ def test_dump_failed(daemon):
         check("landlock" in row["reason"], f"the reason does not name what could not be dumped: {row['reason']}")
         check("landlock" in opened["message"], f"the event does not say why there is no checkpoint: {opened['message']}")
         check("landlock" in daemon.cli("checkpoint", "ls").stdout, "`thaw checkpoint ls` does not say why")
-        check(not (daemon.data / "checkpoints" / row["id"]).exists(), "the failed dump has left files")
+        wait_for(lambda: not (daemon.data / "checkpoints" / row["id"]).exists(), "the files of the failed dump are gone")
         rows = daemon.scale(pod.name, 2)
         equal([r["started_from"] for r in rows], ["cold", "cold"], "how they started")
         second = rows[1]["id"]
@@ -218,9 +219,11 @@ def test_a_session_and_a_dump(daemon):
 def test_a_proof_holds_up_nobody(daemon):
     """While one checkpoint is being proven for long, another pod's dump is collected from memory and sealed."""
     slow, quick = Pod(daemon, "slow", when=GO), Pod(daemon, "quick", when=GO)
-    slow.warm()
+    slow.deploy()
+    slow.wait_note("up")
+    with HeldDump(slow):
+        slow.halt()  # its probe will not pass: the proof goes on
     slow.wait_event("checkpoint.verifying")
-    slow.halt()  # its probe does not pass: the proof goes on
     quick.warm()
     sealed = quick.wait_event("checkpoint.sealed")
     check(not slow.events("checkpoint.available"), "the first proof was over too early to show anything")

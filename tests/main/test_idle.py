@@ -25,11 +25,16 @@ def idle_pod(daemon, how, name, deploy=True, **more):
     return pod
 
 
-def count(pod, wanted):
-    """The next number that the program counts to, in memory and in a file. The replica's id."""
+def counted(pod, wanted):
+    """The next number that the program counts to, in memory and in a file. Its identity.json."""
     found = pod.get("count")
     equal((found["count"], found["file"]), (wanted, wanted), f"what {pod.name} has counted, in memory and in its file")
-    return found["identity"]["replica"]
+    return found["identity"]
+
+
+def count(pod, wanted):
+    """The replica's id."""
+    return counted(pod, wanted)["replica"]
 
 
 def wait_paused(daemon, pod):
@@ -161,8 +166,9 @@ def test_checkpoint_of_a_restored_one(daemon):
     daemon.scale(pod.name, 0)
     wait_for(lambda: not daemon.replicas(pod.name), "the user's word ends the paused one")
     wait_for(lambda: [row["id"] for row in own(daemon, pod)] == [shared], "its checkpoint goes with it")
-    first = count(pod, 1)
-    equal(daemon.replica(first)["started_from"], shared, "what the second one was started from")
+    who = counted(pod, 1)
+    first = who["replica"]
+    equal(who["started_from"], shared, "what the second one was started from")  # its row tells of its own checkpoint as soon as it is paused
     for number in (2, 3):
         wait_paused(daemon, pod)
         equal(count(pod, number), first, "the replica that goes on")
@@ -242,10 +248,10 @@ def test_at_rest(daemon):
     """Connections on which nothing is asked and no byte moves keep no replica awake, and are ended with it; what is asked is waited for."""
     pod = idle_pod(daemon, "freeze", "rest", routes=[{"host": "rest.example.com"}], replicas={"concurrency": 1, "max": 2, "scale_down_delay": "500ms"})
     with contextlib.ExitStack() as open_:
-        kept = open_.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)))
+        kept = open_.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=90)))
         kept.request("GET", "/count", headers={"Host": "rest.example.com"})
         kept.getresponse().read()
-        silent = open_.enter_context(socket.create_connection(("127.0.0.1", pod.port), 30))
+        silent = open_.enter_context(socket.create_connection(("127.0.0.1", pod.port), 90))
         # Where the first request counts a moment longer, the two have called for a replica each.
         wait_for(lambda: {row["state"] for row in daemon.replicas(pod.name)} == {"paused"}, "all that serve are paused")
         equal(silent.recv(1), b"", "what a silent connection gets when its replica pauses")
@@ -265,7 +271,7 @@ def test_at_rest(daemon):
         for word in ("a", "b"):
             (pod.ctl / word).touch()
         for thread in threads:
-            thread.join(30)
+            thread.join(90)
         equal(answers, [200, 200], "answers")
         wait_for(lambda: {row["state"] for row in daemon.replicas(pod.name)} == {"paused"}, "they are paused afterwards")
         equal({row["id"] for row in daemon.replicas(pod.name)}, {row["id"] for row in rows}, "who is paused")

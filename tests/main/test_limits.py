@@ -83,16 +83,17 @@ def under(limit, daemon):
         time.sleep(2)
         check(daemon.running(), f"the daemon has ended:\n{daemon.tail()}")
         check(os.path.exists(f"/proc/{first['pid']}"), "what ran was killed")
-    wait_for(lambda: len(daemon.replicas("web", "ready")) == 4, "all that were asked for run when there is room", 60, 0.1)
+    wait_for(lambda: len(daemon.replicas("web", "ready")) == 4, "all that were asked for run when there is room", 180, 0.1)
     check(first["id"] in [row["id"] for row in daemon.replicas("web", "ready")], "what ran has ended")
     row = daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")
     equal(row["status"], "available", f"the checkpoint (its reason is: {row['reason']})")
     pod.get()
+    wait_for(lambda: len(common.shims(daemon)) == daemon.slots + 4, "slots are prepared again")
     with limit(daemon):
         daemon.api("POST", "/v1/pods/web/stop")
         time.sleep(2)
         check(daemon.running(), f"the daemon has ended at a stop:\n{daemon.tail()}")
-    wait_for(lambda: not daemon.replicas(), "all have ended", 60)
+    wait_for(lambda: not daemon.replicas(), "all have ended", 120)
     bad = [row for row in daemon.replicas(ended=True) if row["intent"] == "stop" and row["state"] != "stopped"]
     equal(bad, [], "those that were to stop and count as something else")
 
@@ -116,9 +117,17 @@ def test_criu_hangs(daemon):
     checkpoint = pod.wait_checkpoint()
     daemon.scale("web", 0)
     daemon.wait_idle()
-    for shim in common.shims(daemon).values():
-        os.kill(common.criu_below(shim), signal.SIGSTOP)
-    row = daemon.scale("web", 1)[0]
+    stopped = [wait_for(lambda shim=shim: common.criu_below(shim), "the slot's CRIU waits") for shim in common.shims(daemon).values()]
+    handles = [os.pidfd_open(pid) for pid in stopped]
+    try:
+        for handle in handles:
+            signal.pidfd_send_signal(handle, signal.SIGSTOP)
+        row = daemon.scale("web", 1)[0]
+    finally:  # another test may get the slot that is left
+        for handle in handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+            os.close(handle)
     equal((row["started_from"], row["outcome"]), ("cold", "Unavailable"), f"the replica ({row['reason']})")
     check("in time" in row["reason"], f"the reason: {row['reason']}")
     equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint")

@@ -5,7 +5,7 @@ import re
 
 import thawtest
 from common import Client, Pod
-from thawtest import check, equal, wait_for
+from thawtest import check, equal, wait_equal, wait_for
 
 GO = {"file": "/ctl/go"}
 
@@ -146,11 +146,14 @@ def test_who_asked(daemon):
         answered, told = ask({"X-Request-Id": bad})
         check(answered and answered != bad and answered == told, f"an id of ours in place of {bad[:10]}: {answered}, {told}")
     check(ask({})[0] != ask({})[0], "two requests have one id")
-    row = daemon.replicas(pod.name)[1]
-    lines = [line for line in daemon.log.read_text().splitlines() if " replica moved " in line]
-    states = [re.search(r" to=(\w+)", line)[1] for line in lines if f"replica={row['id']}" in line]
-    check("restoring" in states, f"the log has these states of {row['id']}: {states}")
-    check(all(" replica=" in line and " pod=" in line for line in lines), "a line does not name its replica")
+    row = daemon.wait_ready(pod.name, 2)[1]
+
+    def moved():  # a line is written after the event
+        return [line for line in daemon.log_lines() if " replica moved " in line]
+
+    wait_equal(lambda: [re.search(r" to=(\w+)", line)[1] for line in moved() if f"replica={row['id']}" in line], ["restoring", "validating", "ready"],
+               f"the states of {row['id']} that the log has")  # fmt: skip
+    check(all(" replica=" in line and " pod=" in line for line in moved()), "a line does not name its replica")
 
 
 if __name__ == "__main__":

@@ -39,16 +39,16 @@ class Front:
     def __init__(self, port, tls=None):
         self.port, self.tls = port, tls
 
-    def connect(self, timeout=30):
+    def connect(self, timeout=90):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout)
         return self.tls.wrap_socket(connection, server_hostname="a.example.com") if self.tls else connection
 
-    def connection(self, timeout=30):
+    def connection(self, timeout=90):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         connection.sock = self.connect(timeout)
         return connection
 
-    def ask(self, path="/seen", method="GET", body=None, host="a.example.com", headers=None, timeout=30):
+    def ask(self, path="/seen", method="GET", body=None, host="a.example.com", headers=None, timeout=90):
         """status, headers, body"""
         with contextlib.closing(self.connection(timeout)) as connection:
             connection.request(method, path, body, {"Host": host, **(headers or {})}, encode_chunked="Transfer-Encoding" in (headers or {}))
@@ -125,7 +125,7 @@ def burst(ports, host, clients=200):
 
 def settle(daemon, pod, version):
     """Until only replicas of this version are left."""
-    wait_for(lambda: {row["version"] for row in daemon.replicas(pod)} == {version}, f"version {version} of {pod} is alone", timeout=90)
+    wait_for(lambda: {row["version"] for row in daemon.replicas(pod)} == {version}, f"version {version} of {pod} is alone", timeout=180)
 
 
 def trusting(certificate):
