@@ -633,14 +633,14 @@ class Daemon:
         found["threads"] = len(os.listdir(f"/proc/{self.pid}/task"))
         return found
 
-    def wait_idle(self):
-        """Until its slots are refilled and nothing else is going on."""
+    def wait_idle(self, replicas=0):
+        """Until its slots are refilled, beside those of so many replicas, and nothing else is going on."""
         last = None
 
         def quiet():
             nonlocal last
             now = self.holdings()
-            same, last = now == last and now["slots"] == self.slots, now
+            same, last = now == last and now["slots"] == self.slots + replicas, now
             return same
 
         wait_for(quiet, "the daemon is at rest", SETTLE_S, 0.25)

@@ -17,7 +17,7 @@ import time
 
 import thawtest
 from common import background
-from thawtest import Daemon, check, equal, rootfs
+from thawtest import Daemon, check, equal, rootfs, wait_for
 
 PROGRAM = "import http.server\nprint('begun', flush=True)\nhttp.server.HTTPServer(('0.0.0.0', 8000), http.server.SimpleHTTPRequestHandler).serve_forever()"
 
@@ -55,13 +55,13 @@ class Terminal:
         self.text += data.decode(errors="replace")
         return bool(data)
 
-    def wait(self, text, seconds=20):
+    def wait(self, text, seconds=90):
         end = time.monotonic() + seconds
         while text not in self.text:
             check(time.monotonic() < end, f"the terminal does not show {text!r}: {self.text!r}")
             self.read(0.5)
 
-    def end(self, seconds=20):
+    def end(self, seconds=90):
         code = self.process.wait(seconds)
         while self.read(0.1):
             pass
@@ -76,7 +76,7 @@ def test_exec_with_more_output_than_anybody_reads(daemon):
     sent = os.urandom(1 << 20) * 8
     done = subprocess.run(
         [daemon.binary, "exec", "-i", "pipes", "--", "python3", "-c", program], env={**daemon.env, "THAW_HOST": daemon.address}, input=sent,
-        capture_output=True, timeout=60, check=False,
+        capture_output=True, timeout=240, check=False,
     )  # fmt: skip
     equal(done.returncode, 0, f"its exit code ({done.stderr.decode()})")
     equal(len(done.stdout), 4 * len(sent), "bytes that came back")
@@ -94,12 +94,16 @@ def test_exec_on_a_terminal(daemon):
     terminal.wait("/dev/pts/")
     terminal.resize(12, 34)
     terminal.process.send_signal(signal.SIGWINCH)
-    time.sleep(0.2)
-    terminal.send("stty size\n")
-    terminal.wait("12 34")
+
+    def resized():  # it comes a moment later
+        terminal.send("stty size\n")
+        terminal.read(0.5)
+        return "12 34" in terminal.text
+
+    wait_for(resized, "the terminal inside has the new size")
     # Ctrl-C belongs to the program in the container.
-    terminal.send("sleep 100\n")
-    time.sleep(0.3)
+    terminal.send("sleep 100000\n")
+    wait_for(lambda: "sleep\n" in daemon.exec("tty", "sh", "-c", "cat /proc/[0-9]*/comm"), "the program runs")
     terminal.send("\x03")
     terminal.send("echo still $((40 + 2))\n")
     terminal.wait("still 42")
@@ -133,14 +137,14 @@ def test_following(daemon):
     equal([p for p in phases if p["name"] != "ready"], [p for p in replica["phases"] if p["name"] != "ready"], "phases of the event")
     check(all(p["end_us"] >= p["start_us"] for p in phases if p["name"] != "ready"), f"phases: {phases}")
     events.send_signal(signal.SIGINT)
-    equal(events.wait(20), 130, "how `events -f` ends at Ctrl-C")
+    equal(events.wait(90), 130, "how `events -f` ends at Ctrl-C")
 
     logs = background(daemon, "logs", "-f", "followed")
     equal(logs.stdout.readline().strip(), "begun", "the first line")
     daemon.exec(replica["id"], "sh", "-c", "echo more > /proc/1/fd/1")
     equal(logs.stdout.readline().strip(), "more", "the next line")
     daemon.cli("stop", "followed")
-    equal(logs.wait(20), 0, "how `logs -f` ends when the replica has")
+    equal(logs.wait(90), 0, "how `logs -f` ends when the replica has")
     stopped = [event for event in daemon.events(pod="followed") if event["type"] == "replica.stopped"][-1]
     equal([p["name"] for p in stopped["data"]["phases"]][-2:], ["draining", "stopping"], "the last phases of the event")
 
@@ -197,7 +201,7 @@ def test_another_runtime():
         equal(sorted(row["started_from"] == "cold" for row in rows), [False, True], "one of them was restored")
     check(" create " in notes.read_text(), f"it was not asked to create a container: {notes.read_text()}")
     with Daemon("--runtime", "/no/such/runtime") as daemon:
-        check("/no/such/runtime" in daemon.log.read_text(), f"the daemon does not say at its start what is missing:\n{daemon.tail()}")
+        wait_for(lambda: "/no/such/runtime" in daemon.log.read_text(), "the daemon says at its start what is missing")
 
 
 if __name__ == "__main__":

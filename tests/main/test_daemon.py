@@ -38,7 +38,7 @@ def spec(name, when=None, env=None, code=SERVER, **more):
     }
 
 
-def get(port, path="/", timeout=20):
+def get(port, path="/", timeout=90):
     return json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout))
 
 
@@ -79,7 +79,7 @@ def test_a_killed_daemon_takes_ready_replicas_back(daemon):
         for key in ("id", "pid", "address", "started_from", "ready_us"):
             equal(new[key], old[key], key)
     equal({get(port)["replica"] for _ in range(8)}, {row["id"] for row in before}, "who answers after it")
-    check("asked" in daemon.logs(before[0]["id"]), "the log goes on")
+    wait_for(lambda: "asked" in daemon.logs(before[0]["id"]), "the log goes on")
 
 
 def test_a_network_that_another_daemon_has_taken():
@@ -102,7 +102,7 @@ def test_a_killed_daemon_learns_how_a_replica_ended(daemon):
     daemon.wait_checkpoint("ended")
     row = daemon.replicas("ended", "ready")[0]
     daemon.kill9()
-    daemon.inside(row, ["curl", "-s", "-m", "5", "http://10.77.0.2:8000/exit"], check_exit=False)
+    daemon.inside(row, ["curl", "-s", "-m", "60", "http://10.77.0.2:8000/exit"], check_exit=False)
     daemon.start()
     wait_for(lambda: daemon.replica(row["id"])["state"] == "failed", "the replica is known to have ended")
     equal(daemon.replica(row["id"])["exit_code"], 7, "its exit code")
@@ -213,6 +213,8 @@ BAD_REQUESTS = [
 def test_bad_input_changes_nothing(daemon):
     daemon.deploy(spec("bad"))
     daemon.wait_checkpoint("bad")
+
+    daemon.wait_idle(replicas=1)
 
     def everything():
         pods = daemon.api("GET", "/v1/pods")

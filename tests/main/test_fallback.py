@@ -353,7 +353,7 @@ def test_removed_while_it_is_restored():
         check(folder.exists(), "the files of what it runs from are gone")
         daemon.scale(pod.name, 0)
         wait_for(lambda: not folder.exists(), "its files are gone")
-        equal(sql(daemon, "SELECT id FROM checkpoints"), [], "rows of checkpoints")
+        thawtest.wait_equal(lambda: sql(daemon, "SELECT id FROM checkpoints"), [], "rows of checkpoints")
         daemon.remove(pod.name)
         equal(daemon.destroy(), [], "what had to be ended by force")
 

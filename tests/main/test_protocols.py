@@ -53,16 +53,16 @@ def test_grpc(daemon):
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             once, stream = channel.unary_unary("/thaw.Test/Once"), channel.stream_stream("/thaw.Test/Stream")
             big = bytes(range(256)) * 4096
-            equal(once(big, timeout=60), big, f"{start}: answer of a call")
+            equal(once(big, timeout=180), big, f"{start}: answer of a call")
             words = [b"%d" % n for n in range(200)]
             with concurrent.futures.ThreadPoolExecutor(20) as pool:
-                equal([*pool.map(lambda word: once(word, timeout=60), words)], words, f"{start}: answers of many calls at once")
-            equal([*stream(iter(words), timeout=60)], words, f"{start}: what came back of a stream")
+                equal([*pool.map(lambda word: once(word, timeout=180), words)], words, f"{start}: answers of many calls at once")
+            equal([*stream(iter(words), timeout=180)], words, f"{start}: what came back of a stream")
 
     twice(daemon, "grpc", ask)
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         said = queue.SimpleQueue()
-        answers = channel.stream_stream("/thaw.Test/Stream")(iter(said.get, None), timeout=60)
+        answers = channel.stream_stream("/thaw.Test/Stream")(iter(said.get, None), timeout=180)
         said.put(b"first")
         equal(next(answers), b"first", "what came back")
         drain(daemon, "grpc")
@@ -76,7 +76,7 @@ def test_http2(daemon):
     """With prior knowledge: a large file, an upload that comes back, many requests at once on one connection."""
     folder = pathlib.Path(thawtest.rootfs("programs"), "usr/sbin")
     port = deploy(daemon, "h2", ["nghttpd", "--no-tls", "--htdocs=/usr/sbin", "--echo-upload", "8000"], {"tcp": 8000})
-    url, curl = f"http://127.0.0.1:{port}", ["curl", "-sS", "--http2-prior-knowledge", "--max-time", "60", "-w", "%{http_code} %{http_version} %{num_connects}\n"]
+    url, curl = f"http://127.0.0.1:{port}", ["curl", "-sS", "--http2-prior-knowledge", "--max-time", "150", "-w", "%{http_code} %{http_version} %{num_connects}\n"]
     file, back = folder / "nginx", daemon.data / "back"
 
     def ask(start):
@@ -97,7 +97,7 @@ def test_redis(daemon):
 
     def ask(start):
         tokens.add(run(*words, "GET", "token"))
-        pipe = subprocess.run([*words, "--pipe"], input="INCR counter\r\n" * 10000, capture_output=True, text=True, timeout=60, check=False)
+        pipe = subprocess.run([*words, "--pipe"], input="INCR counter\r\n" * 10000, capture_output=True, text=True, timeout=180, check=False)
         check("errors: 0, replies: 10000" in pipe.stdout, f"{start}: a pipeline: {pipe.stdout}{pipe.stderr}")
         equal(run(*words, "GET", "counter"), "10000\n", f"{start}: what it counted")
 
@@ -122,7 +122,7 @@ def test_postgresql(daemon):
         found.add(run(*words, "-c", "SELECT count(*), sum(number), min(word), (SELECT string_agg(word, ',') FROM notes) FROM facts"))
         rows = run(*words, "-c", "COPY (SELECT n FROM generate_series(1, 300000) n) TO STDOUT")
         done = subprocess.run([*words, "-c", "CREATE TABLE copy (n int)", "-c", "COPY copy FROM STDIN", "-c", "SELECT sum(n) FROM copy"], input=rows,
-                              capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+                              capture_output=True, text=True, timeout=180, check=False)  # fmt: skip
         equal(done.stdout, "45000150000\n", f"{start}: sum of what was copied there and back ({done.stderr})")
 
     twice(daemon, "sql", ask)

@@ -109,7 +109,7 @@ def test_drain(daemon):
         wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"], "the request is with the replica")
         daemon.scale("a", 0, wait=False)
         wait_for(lambda: daemon.replicas("a", "draining"), "the replica drains")
-        client.join(30)
+        client.join(90)
         equal([(status, body) for status, _, body in answers], [(200, b"slow\n")], "the answer of a replica that leaves")
         wait_for(lambda: not daemon.replicas("a"), "the replica has ended")
     daemon.scale("a", 1)
@@ -119,7 +119,7 @@ def test_drain(daemon):
         daemon.scale("a", 0, wait=False)
         wait_for(lambda: daemon.replicas("a", "draining"), "the replica drains")
         daemon.cli("stop", "a")
-        wait_for(lambda: not daemon.replicas("a"), "the replica has ended", timeout=30)
+        wait_for(lambda: not daemon.replicas("a"), "the replica has ended")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def refused(daemon, replica):
 
 def test_alive(daemon):
     """A program that hangs is killed, and another takes its place."""
-    traffic.deploy(daemon, "a", alive={"probe": {"http": {"path": "/seen"}}, "every": "200ms", "timeout": "300ms", "failures": 2})
+    traffic.deploy(daemon, "a", alive={"probe": {"http": {"path": "/seen"}}, "every": "200ms", "timeout": "2s", "failures": 2})
     first = daemon.replicas("a")[0]
     since = daemon.last_event()
     os.kill(first["pid"], signal.SIGSTOP)
