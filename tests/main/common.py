@@ -322,14 +322,18 @@ def criu_below(shim):
 
 
 @contextlib.contextmanager
-def before_others():
-    """This thread runs whenever it can: a moment that it waits for ends in time, whatever else the machine does."""
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+def before_others(*processes):
+    """This thread runs whenever it can, and so do these processes: a moment that it waits for ends in time, and they do something in it,
+    whatever else the machine does."""
+    before = [(pid, os.sched_getscheduler(pid), os.sched_getparam(pid)) for pid in (0, *processes)]
     try:
+        for pid, _, _ in before:
+            os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
         yield
     finally:
-        os.sched_setscheduler(0, *before)
+        for pid, policy, parameter in before:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setscheduler(pid, policy, parameter)
 
 
 class HeldDump:
@@ -360,7 +364,7 @@ class HeldDump:
         self.directory = self.pod.daemon.data / "checkpoints" / self.checkpoint
         if self.stage == "frozen":
             # Let go for a moment at a time, until it has come so far.
-            with before_others():
+            with before_others(self.criu):
                 wait_for(self._step, "the dump has written something", step=0)
         return self
 

@@ -91,7 +91,7 @@ def test_a_stop_under_way():
         daemon.start()
         with contextlib.suppress(OSError):
             daemon.scale("web", 0, wait=False)
-        daemon.process.wait(30)
+        daemon.process.wait(120)
         daemon.start()
         wait_for(lambda: not daemon.replicas(), "it has ended")
         equal(daemon.api("GET", "/v1/pods/web")["desired"], 0, "the replicas that are called for")

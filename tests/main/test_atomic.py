@@ -6,7 +6,7 @@ import signal
 import common
 import thawtest
 from common import Client, HeldDump, Pod
-from thawtest import check, equal, wait_for
+from thawtest import check, equal, wait_equal, wait_for
 
 GO = {"file": "/ctl/go"}
 
@@ -22,8 +22,8 @@ def dumping_pod(daemon, **more):
 def check_nothing_made(pod, checkpoint, reason):
     """Its dump has failed with the reason, nothing of it can be seen, and the next one may be good."""
     daemon = pod.daemon
+    wait_equal(lambda: daemon.api("GET", f"/v1/checkpoints/{checkpoint}")["status"], "failed", "the checkpoint")  # beside the gate that opens
     row = daemon.api("GET", f"/v1/checkpoints/{checkpoint}")
-    equal(row["status"], "failed", "the checkpoint")
     check(reason in row["reason"], f"the checkpoint's reason does not tell of '{reason}': {row['reason']}")
     equal(daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"], None, "what the pod offers")
     wait_for(lambda: not (daemon.data / "checkpoints" / checkpoint).exists(), "its files are gone")
@@ -142,9 +142,9 @@ def test_removed_on_the_way(daemon):
     create = common.background(daemon, "checkpoint", "create", pod.name)
     checkpoint = pod.wait_event("checkpoint.verifying", since)["checkpoint"]
     daemon.cli("rm", "-f", pod.name)
-    create.wait(30)
+    create.wait(120)
     pod.go()
-    wait_for(lambda: not (daemon.data / "checkpoints" / checkpoint).exists(), "its files are gone", timeout=70)
+    wait_for(lambda: not (daemon.data / "checkpoints" / checkpoint).exists(), "its files are gone", timeout=120)
     equal([e["type"] for e in pod.events() if e["checkpoint"] == checkpoint][-1], "checkpoint.deleted", "the last word on it")
 
 

@@ -13,7 +13,7 @@ def test_rows():
     out = thawtest.temporary_folder()
     done = subprocess.run(
         [thawtest.REPOSITORY / "bench/run", "--heaps", "10", "--n", "1", "--cold", "0", "--systems", ",".join(SYSTEMS), "--out", out, "--thaw",
-         thawtest.binary()], capture_output=True, text=True, timeout=200, check=False,
+         thawtest.binary()], capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     equal(done.returncode, 0, f"its exit code\n{done.stdout}\n{done.stderr}")
     result = json.loads((out / "restore.json").read_text())

@@ -14,7 +14,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "torture"))
 import full_disk  # noqa: E402
 import thawtest  # noqa: E402
 from common import Pod, fill, run, small_disk  # noqa: E402
-from thawtest import check, equal, wait_for  # noqa: E402
+from thawtest import check, equal, wait_equal, wait_for  # noqa: E402
 
 GO = {"file": "/ctl/go"}
 MIB = 1 << 20
@@ -50,7 +50,7 @@ def test_quota():
         gone = next(e for e in daemon.events(pod="two") if e["type"] == "checkpoint.deleted")
         equal(gone["checkpoint"], rows[1]["id"], "which one went")
         check("room" in gone["message"], f"the event does not say why: {gone['message']}")
-        check(not (daemon.data / "checkpoints" / rows[1]["id"]).exists(), "its files are left")
+        wait_for(lambda: not (daemon.data / "checkpoints" / rows[1]["id"]).exists(), "its files are gone")
         _, text = daemon.api("GET", "/metrics", raw=True)
         values = dict(line.split() for line in text.splitlines() if line.startswith("thaw_store_"))
         check("thaw_checkpoint_evictions_total 1\n" in text, "the eviction is not counted")
@@ -130,9 +130,9 @@ def test_logs():
         daemon.stop()
         (logs / "stray").mkdir()
         daemon.start()
-        equal(os.listdir(logs), [pod.only_replica()["id"]], "logs after a restart")
+        wait_equal(lambda: os.listdir(logs), [pod.only_replica()["id"]], "logs after a restart")
         daemon.remove("web")
-        equal(os.listdir(logs), [], "logs of a pod that is gone")
+        wait_equal(lambda: os.listdir(logs), [], "logs of a pod that is gone")
         equal(daemon.destroy(), [], "what had to be ended by force")
 
 
@@ -156,6 +156,7 @@ def test_full_data_directory():
         first = pod.only_replica()
         other = Pod(daemon, "other", folder=beside)
         filler = daemon.data / "filler"
+        daemon.wait_idle(replicas=1)  # what is tidied up later would make room
         fill(filler)
         for words in (("scale", "web", "2"), ("stop", "web"), ("checkpoint", "create", "web")):
             refused = daemon.cli(*words, check_exit=False)
@@ -178,7 +179,7 @@ def test_full_data_directory():
         wait_for(lambda: not daemon.replica(first["id"])["pid"] or not os.path.exists(f"/proc/{first['pid']}"), "its program is gone")
         equal(daemon.cli("ls").returncode, 0, "the daemon answers")
         filler.unlink()
-        second = pod.get(timeout=60)["identity"]["replica"]
+        second = pod.get(timeout=120)["identity"]["replica"]
         check(second != first["id"], "a program that is gone answers")
         row = daemon.replica(first["id"])
         equal((row["state"], row["exit_code"]), ("failed", 137), f"the first one ({row['reason']})")

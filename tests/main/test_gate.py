@@ -135,7 +135,7 @@ def test_no_checkpoint_wanted(daemon):
 
 def test_condition_timed_out(daemon):
     """on_timeout: serve opens the gate without a checkpoint; fail never opens it, and the next replica tries again."""
-    pod = Pod(daemon, when=GO, checkpoint={"timeout": "1s", "on_timeout": "serve"})
+    pod = Pod(daemon, when=GO, checkpoint={"timeout": "3s", "on_timeout": "serve"})
     client = Client(pod.port)
     pod.deploy()
     replica = client.wait_answer()["identity"]["replica"]
@@ -146,7 +146,7 @@ def test_condition_timed_out(daemon):
     equal(daemon.api("GET", "/v1/checkpoints"), [], "checkpoints")
     daemon.remove(pod.name)
 
-    pod = Pod(daemon, "strict", when=GO, checkpoint={"timeout": "1s", "on_timeout": "fail"})
+    pod = Pod(daemon, "strict", when=GO, checkpoint={"timeout": "3s", "on_timeout": "fail"})
     client = Client(pod.port)
     pod.deploy()
     failed = pod.wait_event("replica.failed")

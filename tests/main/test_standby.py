@@ -25,7 +25,7 @@ def standbys(daemon, pod, count, gone=()):
 
 def test_a_request_takes_a_standby(daemon):
     """A pod at zero: the first request takes a standby, another is made, and the replica goes when nobody uses it any more."""
-    pod = Pod(daemon, when=GO, replicas={"min": 0, "max": 4, "standby": 2, "keep_warm": "1s"})
+    pod = Pod(daemon, when=GO, replicas={"min": 0, "max": 4, "standby": 2, "keep_warm": "3s"})
     pod.deploy()
     client = Client(pod.port)
     pod.wait_note("up")
@@ -39,7 +39,7 @@ def test_a_request_takes_a_standby(daemon):
         equal(freezer_state(row), "FROZEN", "its processes")
     view = next(p for p in daemon.cli_json("ls") if p["name"] == pod.name)
     equal(view["standby"], 2, "standbys that `thaw ls` counts")
-    pod.wait_event("replica.stopped", replica=first["replica"])  # nobody used it for a second
+    pod.wait_event("replica.stopped", replica=first["replica"])  # nobody used it for a while
     equal({row["state"] for row in daemon.replicas(pod.name)}, {"standby"}, "who is left")
 
     asked = daemon.last_event()
@@ -114,7 +114,7 @@ def test_standbys_and_crashes(daemon):
 
 def test_demand(daemon):
     """Connections start as many replicas as they call for, at once, and fewer of them later end some; the user's number is the least."""
-    pod = Pod(daemon, when=GO, max=3, replicas={"min": 0, "max": 3, "concurrency": 2, "keep_warm": "1s", "scale_down_delay": "500ms"})
+    pod = Pod(daemon, when=GO, max=3, replicas={"min": 0, "max": 3, "concurrency": 2, "keep_warm": "3s", "scale_down_delay": "500ms"})
     pod.deploy()
     clients = [socket.create_connection(("127.0.0.1", pod.port)) for _ in range(5)]
     for client in clients:
@@ -134,7 +134,7 @@ def test_demand(daemon):
     rows = daemon.scale(pod.name, 2)
     equal(len(rows), 2, "replicas that the user asked for")
     pod.get()
-    time.sleep(1.5)
+    time.sleep(4)  # longer than keep_warm
     equal(len(daemon.replicas(pod.name, "ready")), 2, "replicas when the connection is over")
     daemon.scale(pod.name, 0)
     pod.get()  # a request brings it back
@@ -169,7 +169,7 @@ def test_memory_is_short():
         wait_for(lambda: list(shims(daemon)) == [serves["slot"]], "only the replica that serves is left")
         equal(pod.get()["identity"]["replica"], serves["id"], "who serves")
         available(900000)
-        wait_for(lambda: len(shims(daemon)) == 2 + daemon.slots, "a standby and the slots come back", timeout=40)
+        wait_for(lambda: len(shims(daemon)) == 2 + daemon.slots, "a standby and the slots come back")
 
 
 if __name__ == "__main__":

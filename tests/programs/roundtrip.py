@@ -101,7 +101,7 @@ def goes_on(program, replica, who):
         return not still
 
     try:
-        wait_for(rose, "", 20)
+        wait_for(rose, "", 90)
     except Failure:
         names = sorted(set(still) & set(before["ticks"]))
         raise Failure(f"in {who} these stand still: {', '.join(f'{name} at {still[name]}' for name in names)}; errors: {before['errors']}") from None

@@ -4,7 +4,7 @@ import os
 
 import thawtest
 from roundtrip import APPS, MARKED, Program, app, http_live, tests
-from thawtest import equal, wait_for
+from thawtest import equal, wait_equal, wait_for
 
 
 def worker_dies(original, restored):
@@ -33,8 +33,8 @@ def worker_dies(original, restored):
 
 def own_logs(original, restored):
     """What each writes is in its own log."""
-    equal(original.daemon.logs(original.id).splitlines(), ["changed: first", "changed: third"], "the original's log")
-    equal(restored.daemon.logs(restored.id).splitlines(), ["changed: second"], "the restored replica's log")
+    wait_equal(lambda: original.daemon.logs(original.id).splitlines(), ["changed: first", "changed: third"], "the original's log")
+    wait_equal(lambda: restored.daemon.logs(restored.id).splitlines(), ["changed: second"], "the restored replica's log")
 
 
 def still_unprivileged(original, restored):
