@@ -606,13 +606,14 @@ class Daemon:
         """What must be the same again after pods came and went, at rest: counts, and names where there should be none."""
         self._note_slots()
         found = collections.Counter()
-        # A number that it had before it was started again may be another daemon's by now, and one with another /run may have the same.
+        # A number that it had before it was started again may be another daemon's by now, and one with another /run may have the same: where
+        # there are others, what is of slots that this one has had.
         instances = sorted(i for i in self.instances if i in self.locks() or _is_free(i))
-        others = {slot for instance in instances for slot in _slots_of_others(instance)} - self.slot_names
+        alone = not any(_stranger(pid) for pid in _pids())
         for instance in instances:
-            found["links"] += len([link for link in _links(instance) if not others or link in Daemon.used_links])
+            found["links"] += len([link for link in _links(instance) if alone or link in Daemon.used_links])
             for group in _cgroups(instance):
-                found[f"cgroups of {group.split('/')[4]}"] += len([d for d in os.scandir(group) if d.is_dir() and d.name not in others])
+                found[f"cgroups of {group.split('/')[4]}"] += len([d for d in os.scandir(group) if d.is_dir() and (alone or d.name in self.slot_names)])
         found["slots"] = len(os.listdir(self.data / "slots"))
         found["checkpoint folders"] = len(os.listdir(self.data / "checkpoints"))
         found["host mounts"] = len(_mounts_below(self.data))
@@ -620,7 +621,7 @@ class Daemon:
         found["processes"] = sum(needle in _read(f"/proc/{pid}/cmdline") for pid in _pids())
         for instance in instances:
             for group in _cgroups(instance)[:1]:
-                files = [f for f in glob.glob(f"{group}/**/cgroup.procs", recursive=True) if not others & set(f.split("/"))]
+                files = [f for f in glob.glob(f"{group}/**/cgroup.procs", recursive=True) if alone or self.slot_names & set(f.split("/"))]
                 found["processes in cgroups"] += sum(len(_read(f).split()) for f in files)
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(OSError):
@@ -801,16 +802,6 @@ def _claimed(instance):
 def _is_free(instance):
     with _claimed(instance) as ours:
         return ours
-
-
-def _slots_of_others(instance):
-    """Names of cgroups in which there are processes, but none of ours."""
-    found = set()
-    for folder in [path for group in _cgroups(instance)[:1] for path in glob.glob(f"{group}/*/")]:
-        pids = [int(pid) for file in glob.glob(f"{folder}**/cgroup.procs", recursive=True) for pid in _read(file).split()]
-        if pids and not any(_ours(pid) for pid in pids):
-            found.add(folder.rstrip("/").rpartition("/")[2])
-    return found
 
 
 def _foreign(instance):

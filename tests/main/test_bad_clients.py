@@ -13,7 +13,7 @@ import time
 
 import thawtest
 import traffic
-from thawtest import check, equal, wait_for
+from thawtest import check, equal, wait_equal, wait_for
 
 PORT = thawtest.free_port()
 IDLE = {"shared": 6000, "published": 3600, "raw": 400}  # 10,000 that say nothing
@@ -23,7 +23,7 @@ SILENT = """
 import resource, socket, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-clients = [socket.create_connection(("127.0.0.1", int(port)), 30) for port, count in zip(*[iter(sys.argv[1:])] * 2) for _ in range(int(count))]
+clients = [socket.create_connection(("127.0.0.1", int(port)), 120) for port, count in zip(*[iter(sys.argv[1:])] * 2) for _ in range(int(count))]
 print("connected", flush=True)
 sys.stdin.read()
 """
@@ -88,7 +88,7 @@ def test_all_at_once(daemon):
         stack.enter_context(silent_clients(PORT, IDLE["shared"], published, IDLE["published"], echo, IDLE["raw"]))
         # What else it had may be gone meanwhile: a few.
         wait_for(lambda: descriptors(daemon) > before[1] + sum(IDLE.values()) + IDLE["raw"] - 50, "all of them are connected")
-        equal(daemon.api("GET", "/v1/pods/a")["connections"]["active"], IDLE["raw"], "connections with the replica")
+        wait_equal(lambda: daemon.api("GET", "/v1/pods/a")["connections"]["active"], IDLE["raw"], "connections with the replica")
         # Writers that read nothing, and are reset with both directions full.
         full = [traffic.Front(echo).connect() for _ in range(20)]
         fillers = [threading.Thread(target=fill, args=(client,)) for client in full]
@@ -116,7 +116,7 @@ def test_all_at_once(daemon):
             equal(traffic.Front(published).ask()[0], 200, "status at the published port")
         dribbler.join(120)
         check(cut_off, "a header may take for ever, a byte at a time")
-    wait_for(lambda: descriptors(daemon) <= before[1] + 10, f"the {during[1]} descriptors are {before[1]} again", timeout=60)
+    wait_for(lambda: descriptors(daemon) <= before[1] + 10, f"the {during[1]} descriptors are {before[1]} again", timeout=120)
     wait_for(lambda: daemon.api("GET", "/v1/pods/a")["connections"] == {"held": 0, "active": 0}, "nothing is in flight")
     good.seen()
 

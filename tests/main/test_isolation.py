@@ -78,7 +78,7 @@ def test_what_enters_is_shut_off(daemon):
         for _ in range(12):
             daemon.exec(row["id"], "true")
         daemon.exec(row["id"], "touch", "/tmp/enough")
-        watcher.join(60)
+        watcher.join(240)
         equal(seen, ["\n"], f"what {row['started_from']} saw of what entered it")
 
 

@@ -24,7 +24,7 @@ def tls_daemon():
 
 
 def ask(port, cert, method, path, token=None, body=None, headers=None):
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=ssl.create_default_context(cafile=cert))
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=90, context=ssl.create_default_context(cafile=cert))
     try:
         more = {"Authorization": f"Bearer {token}"} if token else {}
         if body is not None:
@@ -162,7 +162,7 @@ def test_bad_peers():
         token = daemon.cli("token", "create", "one", "--scope", "read").stdout.strip()
         silent = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(20)]
         for text in (b"GET /v1/pods HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(2000), b"\0" * 100):
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+            with socket.create_connection(("127.0.0.1", port), timeout=90) as plain:
                 plain.sendall(text)
                 answer = b""
                 try:

@@ -9,7 +9,7 @@ import tempfile
 import urllib.request
 
 import thawtest
-from thawtest import check, equal, wait_for
+from thawtest import check, equal, wait_equal, wait_for
 
 APP = pathlib.Path(__file__).resolve().parent / "app"
 sys.path.insert(0, str(thawtest.REPOSITORY / "sdk/python"))
@@ -38,7 +38,7 @@ def base():
 
 
 def ask(url, path="/"):
-    with urllib.request.urlopen(url + path, timeout=30) as response:
+    with urllib.request.urlopen(url + path, timeout=90) as response:
         return json.loads(response.read())
 
 
@@ -62,4 +62,4 @@ def wait_line(replica, text, count=1):
     return wait_for(lambda: len(lines(replica, text)) >= count and lines(replica, text), f"'{text}' in the log of {replica.id}")
 
 
-__all__ = ["APP", "ROOTFS", "ask", "base", "check", "client", "equal", "lines", "own_cache", "raises", "thaw", "wait_for", "wait_line"]
+__all__ = ["APP", "ROOTFS", "ask", "base", "check", "client", "equal", "lines", "own_cache", "raises", "thaw", "wait_equal", "wait_for", "wait_line"]

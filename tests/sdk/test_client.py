@@ -20,18 +20,18 @@ def test_tls():
     daemon = thawtest.Daemon(slots=1)
     cert, key, port = daemon.data / "cert.pem", daemon.data / "key.pem", thawtest.free_port()
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=thaw",
-                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=60)  # fmt: skip
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=180)  # fmt: skip
     daemon.arguments += ["--listen", f"tls:127.0.0.1:{port}", "--tls-cert", str(cert), "--tls-key", str(key)]
     with daemon:
         address = f"tls:127.0.0.1:{port}"
         tokens = {scope: daemon.cli("token", "create", f"a-{scope}", "--scope", scope).stdout.strip() for scope in ("read", "deploy")}
         pod = pod_of(thaw.Client(address, token=tokens["deploy"], ca=str(cert)))
-        pod.deploy(timeout=60)
+        pod.deploy(timeout=180)
         equal(next(pod.logs(follow=True)).text, "up", "a followed log")
         check(any(event.type == "replica.ready" for event in pod.events()), "events")
         equal(next(event for event in pod.events(follow=True) if event.type == "replica.ready").pod, "web", "followed events")
         big = os.urandom(1 << 20).hex()
-        check(pod.exec(["cat"], input=big, timeout=60).stdout == big, "what comes back of 2 MB")
+        check(pod.exec(["cat"], input=big, timeout=180).stdout == big, "what comes back of 2 MB")
         equal(pod.exec(["sh", "-c", "echo oops >&2; exit 3"]), (3, "", "oops\n"), "exec")
         raises(thaw.ThawError, lambda: thaw.Client(address, token=tokens["read"], ca=str(cert)).post("/v1/pods/web/stop"), "scope")
         raises(thaw.ThawError, lambda: thaw.Client(address, ca=str(cert)).get("/v1/pods"), "token")
@@ -40,7 +40,7 @@ def test_tls():
         folder.mkdir()
         (folder / "app.py").write_text(f"import thaw\npod = thaw.Pod('web', thaw.Image.from_rootfs({os.environ['TEST_ROOTFS']!r}), entrypoint=['sleep', '999'], stop_grace=0)\n")
         env = {**daemon.env, "THAW_HOST": address, "THAW_TOKEN": tokens["deploy"], "THAW_CA": str(cert)}
-        done = subprocess.run([daemon.binary, "deploy", "-q", f"{folder}/app.py:pod"], env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([daemon.binary, "deploy", "-q", f"{folder}/app.py:pod"], env=env, capture_output=True, text=True, timeout=180, check=False)
         equal((done.returncode, done.stdout), (0, "web\n"), f"`thaw deploy app.py:pod` over TLS ({done.stderr})")
         pod.remove()
         equal(daemon.destroy(), [], "what had to be ended by force")
@@ -95,7 +95,7 @@ class Proxy:
 def test_connections_that_break(daemon):
     """Events go on where they were; a log, a program, a wait end with an error that says what happened."""
     pod = pod_of(client(daemon))
-    pod.deploy(timeout=60)
+    pod.deploy(timeout=180)
     with Proxy(daemon) as proxy:
         broken = pod_of(proxy.client)
         events = broken.events(follow=True)

@@ -74,6 +74,13 @@ def test_mistakes(daemon):
     check(done.returncode == 3 and "/nowhere/thaw.sock" in done.stderr, done.stderr)
 
 
+def save(path, text):
+    """Whole, as editors do it: what is written in two steps may be deployed in two."""
+    new = path.parent.parent / f"{path.name}.new"
+    new.write_text(text)
+    os.replace(new, path)
+
+
 def test_serve(daemon):
     """A saved file is deployed again; a mistake in it does not end serve; the terminal's end removes the pod."""
     folder = project(daemon, "served")
@@ -89,17 +96,17 @@ def test_serve(daemon):
     def version():
         return daemon.api("GET", "/v1/pods/served")["version"]
 
-    wait_for(lambda: "| ready" in said() or process.poll() is not None, "the program's output is shown", 60)
+    wait_for(lambda: "| ready" in said() or process.poll() is not None, "the program's output is shown", 180)
     check(process.poll() is None, f"serve ended: {said()}")
     first = version()
     (folder / "app.log").write_text("ignored by .thawignore")
     server = folder / "server.py"
     good = server.read_text()
-    server.write_text(good.replace("print(\"ready\"", "print(\"changed\""))
-    wait_for(lambda: "| changed" in said(), "the changed program runs", 60)
+    save(server, good.replace("print(\"ready\"", "print(\"changed\""))
+    wait_for(lambda: "| changed" in said(), "the changed program runs", 180)
     equal(version(), first + 1, "version after one change")
-    (folder / "app.py").write_text((folder / "app.py").read_text().replace("memory=\"512MiB\"", "memory=\"lots\""))
-    wait_for(lambda: "it is no size" in said(), "the mistake is told", 60)
+    save(folder / "app.py", (folder / "app.py").read_text().replace("memory=\"512MiB\"", "memory=\"lots\""))
+    wait_for(lambda: "it is no size" in said(), "the mistake is told", 180)
     check(process.poll() is None, "a mistake ended serve")
     equal(version(), first + 1, "version after a mistake")
 
@@ -107,8 +114,8 @@ def test_serve(daemon):
     with socket.socket(socket.AF_UNIX) as odd:
         odd.bind(str(folder / "odd.sock"))
         app = folder / "app.py"
-        app.write_text(app.read_text().replace('memory="lots"', 'memory="512MiB"'))
-        wait_for(lambda: "it is a socket" in said(), "the socket is told of", 60)
+        save(app, app.read_text().replace('memory="lots"', 'memory="512MiB"'))
+        wait_for(lambda: "it is a socket" in said(), "the socket is told of", 180)
     for _ in range(50):
         (folder / "comes/and").mkdir(parents=True)
         shutil.rmtree(folder / "comes")
@@ -117,15 +124,15 @@ def test_serve(daemon):
     added = daemon.data / "added"
     added.mkdir()
     (added / "word").write_text("one")
-    app.write_text(app.read_text().replace('name="served"', 'name="renamed"').replace('.add(".")', f'.add(".").add("{added}", "/added")'))
-    wait_for(lambda: [pod["name"] for pod in daemon.api("GET", "/v1/pods")] == ["renamed"] and daemon.replicas("renamed", "ready"), "the renamed pod alone", 60)
+    save(app, app.read_text().replace('name="served"', 'name="renamed"').replace('.add(".")', f'.add(".").add("{added}", "/added")'))
+    wait_for(lambda: [pod["name"] for pod in daemon.api("GET", "/v1/pods")] == ["renamed"] and daemon.replicas("renamed", "ready"), "the renamed pod alone", 180)
     wait_for(lambda: daemon.exec("renamed", "cat", "/added/word") == "one", "the added folder")
-    wait_for(lambda: said().count("| changed") > 1, "the renamed pod's output is shown", 60)
-    (added / "word").write_text("two")
-    wait_for(lambda: [row["version"] for row in daemon.replicas("renamed", "ready")] == [2], "an edit in the added folder is deployed", 60)
+    wait_for(lambda: said().count("| changed") > 1, "the renamed pod's output is shown", 180)
+    save(added / "word", "two")
+    wait_for(lambda: [row["version"] for row in daemon.replicas("renamed", "ready")] == [2], "an edit in the added folder is deployed", 180)
     check(process.poll() is None, f"serve ended: {said()}")
     process.send_signal(signal.SIGHUP)
-    equal(process.wait(60), 130, f"exit code of serve: {said()}")
+    equal(process.wait(180), 130, f"exit code of serve: {said()}")
     equal(daemon.api("GET", "/v1/pods"), [], "pods after serve")
     log.close()
 
@@ -142,7 +149,7 @@ def test_wheel_and_install(daemon):
     subprocess.run(["/usr/bin/python3", "-m", "pip", "install", "-q", "--no-index", "--root-user-action=ignore", "--target", site, dist / wheels[0]], check=True, timeout=120)
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     code = "import thaw, os; print(os.path.dirname(thaw.__file__)); print(thaw.http('/x'), os.path.exists(os.path.join(os.path.dirname(thaw.__file__), 'py.typed')))"
-    found = subprocess.run([sys.executable, "-c", code], env={**env, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True, timeout=60).stdout.split("\n")
+    found = subprocess.run([sys.executable, "-c", code], env={**env, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True, timeout=180).stdout.split("\n")
     equal(found[:2], [f"{site}/thaw", "http('/x') True"], "the installed wheel")
 
     prefix = daemon.data / "prefix"

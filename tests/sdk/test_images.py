@@ -79,7 +79,7 @@ def test_debian_apt_pip_run_add(daemon):
     equal(next(pod.logs()).text, "hello from a wheel made in /srv/app", "what the program says")
     text = pod.exec(["sh", "-c", "ls /srv/app /extra; cat /run/thaw/secrets/key; test -e /etc/issue || echo; echo $WORD; pwd; id -u"]).stdout
     equal(text.split(), ["/extra:", "other.py", "/srv/app:", "main.py", "s3cret", "made", "/srv/app", "1000"], "what the container sees")
-    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    equal(pod.wait_checkpoint(180).status, "available", "the checkpoint")
     key.write_text("another")
     second = next(replica for replica in pod.scale(2) if replica.restored)
     equal(second.exec(["cat", "/run/thaw/secrets/key"]).stdout, "another", "the secret in a restored replica")
@@ -117,7 +117,7 @@ def test_oci_and_dockerfile(daemon):
     equal(thaw.Pod("oci", Image.from_oci(f"oci:{layout}:small")).spec()["env"], {"PYTHONPATH": "/lib/python:/opt/thaw/python"}, "the image's own PYTHONPATH stays")
     pod = thaw.Pod("oci", Image.from_oci(f"oci:{layout}:small").add(str(note), "/note.txt"), min_replicas=1, stop_grace=0, client=client(daemon))
     pod.deploy()
-    equal((next(pod.logs()).text, pod.exec(["/bin/cat", "/note.txt"]).stdout), ("from oci", "added\n"), "what the image's own command says, and the added file")
+    equal((next(pod.logs(follow=True)).text, pod.exec(["/bin/cat", "/note.txt"]).stdout), ("from oci", "added\n"), "what the image's own command says, and the added file")
     pod.remove()
 
     context = daemon.data / "context"
@@ -128,7 +128,7 @@ def test_oci_and_dockerfile(daemon):
     (context / ".dockerignore").write_text("*\n!small\n")
     pod = thaw.Pod("dockerfile", image, min_replicas=1, stop_grace=0, client=client(daemon))
     pod.deploy()
-    equal(next(pod.logs()).text, "from dockerfile-x", "what the Dockerfile's command says")
+    equal(next(pod.logs(follow=True)).text, "from dockerfile-x", "what the Dockerfile's command says")
     pod.remove()
     (context / "small/word").write_text("two\n")
     with without("buildah"):
@@ -153,7 +153,7 @@ def test_built_once():
     small_root(root)
     code = f"import thaw; print(thaw.Image.from_rootfs({str(root)!r}, link=True).run('echo once; sleep 1').build(lambda line: print(line, flush=True)).source)"
     builders = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [builder.communicate(timeout=60)[0].splitlines() for builder in builders]
+    said = [builder.communicate(timeout=240)[0].splitlines() for builder in builders]
     equal(sum("  once" in lines for lines in said), 1, f"how often it was built: {said}")
     equal(len({lines[-1] for lines in said}), 1, "the layers that they got")
 
@@ -274,7 +274,7 @@ def test_the_documented_way(daemon):
         if command.startswith("thaw scale"):
             daemon.wait_checkpoint("hello")
         command = command.replace("http://127.0.0.1:PORT/", said.get("thaw deploy hello/app.py:pod", "?"))
-        done = subprocess.run(["sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(["sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
         equal(done.returncode, 0, f"exit code of `{command}` ({done.stdout}{done.stderr})")
         said[command] = done.stdout.strip()
     check('"started_from": "cold"' in said[next(command for command in said if command.startswith("curl"))], f"the first answer: {said}")

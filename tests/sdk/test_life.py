@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import thawtest
-from common import APP, ask, base, client, equal, lines, own_cache, raises, thaw, wait_for, wait_line
+from common import APP, ask, base, client, equal, lines, own_cache, raises, thaw, wait_equal, wait_for, wait_line
 from thaw import callables
 from thawtest import check
 
@@ -30,7 +30,7 @@ def several_at_once(pod):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         here = [pool.submit(lambda: pod.create().id) for _ in range(2)]
         there = pool.submit(subprocess.run, [sys.executable, "-B", "-c", "import app; print(app.pod.create().id)"], cwd=APP, check=True, capture_output=True, text=True,
-                            env={**os.environ, "THAW_HOST": pod.client.address}, timeout=90)  # fmt: skip
+                            env={**os.environ, "THAW_HOST": pod.client.address}, timeout=240)  # fmt: skip
         made = [*(one.result() for one in here), there.result().stdout.strip()]
     equal(len(set(made)), 3, f"replicas that three callers made ({made})")
     equal({replica.id for replica in pod.replicas()}, set(made), "the pod's replicas")
@@ -48,13 +48,13 @@ def test_life(daemon):
     answer = ask(deployment.urls[0])
     equal((answer["mode"], answer["enabled"], answer["restored"], answer["identity"]["replica"]), ("test", True, False, first.id), "the first replica")
     wait_line(first, "waited: False")  # released by the end of the dump
-    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    equal(pod.wait_checkpoint(180).status, "available", "the checkpoint")
 
     ready = pod.scale(2)
     second = next(replica for replica in ready if replica.id != first.id)
     check(second.restored and not first.restored, "the second replica starts from the checkpoint")
     wait_line(second, "waited: True")
-    equal(lines(second, "restored as"), [f"restored as {second.id}"], "what on_restore saw, once")
+    equal(wait_line(second, "restored as"), [f"restored as {second.id}"], "what on_restore saw, once")
     first.stop()
     wait_for(lambda: first.id not in [replica.id for replica in pod.replicas() if replica.state != "stopped"], "the first replica is gone")
 
@@ -62,7 +62,7 @@ def test_life(daemon):
     equal((result.exit_code, result.stdout, result.stderr), (3, "to stdin", "oops\n"), "exec")
     raises(thaw.ThawError, lambda: second.exec(["false"], check=True), "exit code 1")
     big = "x" * 3_000_000
-    equal(len(second.exec(["cat"], input=big, timeout=60).stdout), len(big), "what comes back of 3 MB")
+    equal(len(second.exec(["cat"], input=big, timeout=180).stdout), len(big), "what comes back of 3 MB")
     types = [event.type for event in pod.events()]
     check("checkpoint.available" in types and "replica.restoring" in types, f"events: {types}")
     followed = next(event for event in pod.events(follow=True) if event.type == "replica.ready")
@@ -77,7 +77,7 @@ def test_life(daemon):
     third = pod.create()
     check(third.restored, f"a replica after stop is restored: {third}")
     equal(ask(third.url)["identity"]["replica"], third.id, "who answers at the replica's URL")
-    equal(ask(third.url)["restores"], [third.id], "restores that its processes saw")
+    wait_equal(lambda: ask(third.url)["restores"], [third.id], "restores that its processes saw")
     several_at_once(pod)
     made = pod.checkpoint()
     equal(made.status, "available", f"a checkpoint on demand ({made.reason})")
@@ -124,19 +124,19 @@ def test_a_deploy_leaves_the_scale(daemon):
 
     url = declared("one").deploy().urls[0]
     equal(look(), (0, 1, []), "scale, version and replicas after the first deploy")
-    with contextlib.closing(http.client.HTTPConnection(url.partition("//")[2], timeout=60)) as held:
+    with contextlib.closing(http.client.HTTPConnection(url.partition("//")[2], timeout=180)) as held:
         held.request("GET", "/")
         equal(json.loads(held.getresponse().read())["mode"], "one", "who answers")
         held.request("GET", "/hold")
         pod = declared("two")
         pod.deploy()
-        equal(look(), (0, 2, [2]), "scale, version and replicas after a deploy")
-    with contextlib.closing(http.client.HTTPConnection(url.partition("//")[2], timeout=60)) as held:
+        wait_equal(look, (0, 2, [2]), "scale, version and replicas after a deploy")
+    with contextlib.closing(http.client.HTTPConnection(url.partition("//")[2], timeout=180)) as held:
         held.request("GET", "/hold")
         file = daemon.data / "zero.json"
         file.write_text(json.dumps({**pod.spec(), "env": {**pod.spec()["env"], "MODE": "three"}}))
         daemon.cli("deploy", file)
-        equal(look(), (0, 3, [3]), "scale, version and replicas after `thaw deploy`")
+        wait_equal(look, (0, 3, [3]), "scale, version and replicas after `thaw deploy`")
     wait_for(lambda: look() == (0, 3, []), "nothing runs when nobody calls")
     pod.remove()
 

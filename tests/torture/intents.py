@@ -80,17 +80,17 @@ class Intents:
         asking.start()
         asking.join(0.15)  # a stop that is waited for waits for the step
         pathlib.Path(f"{mark}.go").touch()
-        asking.join(60)
+        asking.join(180)
         check(not asking.is_alive(), f"{what}: it does not end")
         equal(failures, [], f"{what}: what went wrong")
         if not daemon.running():
             if "--stop-replicas-on-exit" in daemon.arguments:
                 daemon.arguments.remove("--stop-replicas-on-exit")
             daemon.start()
-        wait_for(lambda: self.settled(pod, intent), f"{what}: it settles", 60, 0.05)
+        wait_for(lambda: self.settled(pod, intent), f"{what}: it settles", 180, 0.05)
         self.verify(what, path, intent, pod, checkpoint, rows, since)
         daemon.clear()
-        wait_for(lambda: not daemon.replicas(), f"{what}: its replicas end", 60)
+        wait_for(lambda: not daemon.replicas(), f"{what}: its replicas end", 120)
 
     def settled(self, pod, intent):
         daemon = self.daemon

@@ -26,7 +26,7 @@ from common import Pod  # noqa: E402
 from thawtest import ApiError, Failure, wait_for  # noqa: E402
 
 GO = {"file": "/ctl/go"}
-REACHED_S, SETTLED_S = 30, 60
+REACHED_S, SETTLED_S = 90, 120
 # Statuses of a checkpoint on its way.
 UNDER_WAY = ("creating", "sealed", "verifying")
 
@@ -139,10 +139,11 @@ class Torture:
                 self.hold((folder / "manifest.json").exists(), f"checkpoint {row['id']} is offered and has no manifest")
             else:
                 self.hold(row["reason"], f"checkpoint {row['id']} is {row['status']} without a reason")
-                self.hold(not folder.exists(), f"files of checkpoint {row['id']}, which is {row['status']}, are left")
+                self.hold(wait_or_none(lambda folder=folder: not folder.exists(), REACHED_S), f"files of checkpoint {row['id']}, which is {row['status']}, are left")
         known = {row["id"] for row in daemon.api("GET", "/v1/checkpoints")}
         folders = set(os.listdir(daemon.data / "checkpoints"))
-        self.hold(folders <= known, f"folders of no checkpoint are left: {folders - known}")
+        self.hold(folders <= known or wait_or_none(lambda: set(os.listdir(daemon.data / "checkpoints")) <= known, REACHED_S),
+                  f"folders of no checkpoint are left: {folders - known}")  # fmt: skip
 
         replicas = {row["id"] for row in daemon.replicas(ended=True)}
         logs = {name for name in os.listdir(daemon.data / "logs") if not name.startswith("proof-")}  # one that failed may be looked at
@@ -151,8 +152,12 @@ class Torture:
         self.hold(not leases, f"leases of dumps that are over: {leases}")
         pauses = {key for (key,) in common.sql(daemon, "SELECT fingerprint FROM backoffs") if key.startswith("restore-")}
         self.hold(pauses <= {f"restore-{row}" for row in known}, f"back-offs of checkpoints that are gone: {pauses}")
-        rows = {row for (row,) in common.sql(daemon, "SELECT id FROM checkpoints")}
-        self.hold(rows == known, f"rows of checkpoints that nobody sees: {rows - known}")
+
+        def all_rows():
+            return {row for (row,) in common.sql(daemon, "SELECT id FROM checkpoints")}
+
+        rows = all_rows()
+        self.hold(rows == known or wait_or_none(lambda: all_rows() == known, REACHED_S), f"rows of checkpoints that nobody sees: {rows - known}")
         self.check_ports()
 
     def check_ports(self):
@@ -239,7 +244,7 @@ class Torture:
         self.killed += 1
         # Of two daemons, one of which takes over, one dies; the other one may be the daemon then.
         if path != "handover" and (victim == "daemon" or (victim == "self" and not step.startswith("shim."))):
-            wait_for(lambda: daemon.process.poll() is not None, "the daemon is dead", 10)
+            wait_for(lambda: daemon.process.poll() is not None, "the daemon is dead")
         self.healthy()
         self.attempt(lambda: wait_for(lambda: answers(daemon), "the API answers"), "the API answers")
         # A daemon that was not the victim is ended, too: what it knows must be written down.
@@ -387,7 +392,7 @@ class Torture:
 
     def walk_shutdown(self, pod):
         self.daemon.process.terminate()
-        self.daemon.process.wait(30)
+        self.daemon.process.wait(120)
 
     before_handover, after_handover = before_adopt, after_adopt
 
@@ -461,7 +466,7 @@ class Torture:
 
     def after_drop(self, pod):
         self.hold(not self.daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"], "a removed checkpoint is offered")
-        self.hold(wait_or_none(lambda: not set(os.listdir(self.daemon.data / "checkpoints")) - self.known(), 10), "its files are left")
+        self.hold(wait_or_none(lambda: not set(os.listdir(self.daemon.data / "checkpoints")) - self.known(), SETTLED_S), "its files are left")
 
     def known(self):
         return {row["id"] for row in self.daemon.api("GET", "/v1/checkpoints")}

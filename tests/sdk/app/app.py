@@ -51,7 +51,7 @@ pod = Pod(
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/hold":
-            time.sleep(6)
+            time.sleep(600)
         body = json.dumps({**STATE, "identity": thaw.identity()._asdict(), "restored": thaw.restored(), "enabled": thaw.checkpoint_enabled(),
                            "mode": os.environ.get("MODE"), "version": VERSION}).encode()  # fmt: skip
         self.send_response(200 if STATE["warm"] or self.path != "/health" else 503)
