@@ -790,8 +790,12 @@ struct Controller::Impl {
     bool unused = pod.unused && !pod.row.stopped;
     // Connections at rest keep no replica of a pod that is not used at all.
     auto quiet_us = unused && desired(pod) == 0 ? std::optional(quiet_of(pod)) : std::nullopt;
+    bool pauses = unused && pod.spec.idle != state::PodSpec::Idle::kStop;
     for (const Seen& one : std::span(current).first(static_cast<std::size_t>(count)))
-      if (unused && one.ready && pod.spec.idle != state::PodSpec::Idle::kStop) {
+      if (pauses && one.ready_us) {
+        // One that goes on from a pause, or whose pause was cut short, has a state, too: it is
+        // asked when it is ready.
+        if (!one.ready) continue;
         if (std::int64_t again_us = one.replica->pause(quiet_us); again_us)
           next_us = std::min(next_us, again_us);
       } else {

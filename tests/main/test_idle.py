@@ -218,6 +218,24 @@ def test_what_dies(daemon):
     daemon.remove(pod.name)
 
 
+def test_killed_in_a_pause(daemon):
+    """The daemon dies while the dump of a pause goes on. For the next one, which has nobody to start a replica for, it is no less paused."""
+    daemon.restart()  # its slots may be of a test with faults of its own
+    pod = idle_pod(daemon, "checkpoint", "half")
+    first = count(pod, 1)
+    wait_paused(daemon, pod)
+    mark = daemon.hold_next()
+    equal(count(pod, 2), first, "the replica that goes on")
+    wait_for(mark.exists, "its dump has begun")
+    daemon.kill9()
+    daemon.start()
+    equal(daemon.replica(first)["intent"], None, "what it was asked for")
+    daemon.let_go()
+    equal(count(pod, 3), first, "the replica that goes on after a pause that came to nothing")
+    wait_paused(daemon, pod)
+    daemon.remove(pod.name)
+
+
 def test_cannot_be_dumped(daemon):
     """It is frozen instead, and says why."""
     pod = idle_pod(daemon, "checkpoint", "stuck", env={"AT_START": "landlock"})
