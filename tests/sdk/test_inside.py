@@ -20,7 +20,7 @@ _found.loader.exec_module(main_common)
 def deploy(daemon, name, command, condition, add=SERVERS, wait=True, **more):
     pod = thaw.Pod(name, base().add(str(add)), entrypoint=command, ports=[8000], min_replicas=1, max_replicas=2, checkpoint_condition=condition,
                    stop_grace=0, client=client(daemon), **more)  # fmt: skip
-    pod.deploy(wait=wait, timeout=90)
+    pod.deploy(wait=wait, timeout=240)
     return pod
 
 
@@ -38,7 +38,7 @@ def function(name):
 
 def hold_dump(daemon, pod):
     """The dump begins by itself, when the last worker is ready; it takes longer than the time-out of gunicorn's workers."""
-    with main_common.HeldDump(Held(daemon, pod)):
+    with main_common.HeldDump(Held(daemon, pod), armed=True):
         time.sleep(4)  # what is tested is a freeze of this length
     pod.scale(1)
 
@@ -64,6 +64,7 @@ class Held:
 
 def test_gunicorn(daemon):
     """Four workers, the last one late; waiting and frozen for longer than the worker time-out of 2 s, and none is killed for it."""
+    daemon.hold_next()
     pod = deploy(daemon, "gunicorn", ["gunicorn", "-c", "wsgi.py", "wsgi:app"], thaw.workers(4), wait=False)
     replica = only(pod)
     wait_line(replica, "ready 3")
@@ -73,7 +74,7 @@ def test_gunicorn(daemon):
     check(late.time <= checkpointed.time, f"the dump began at {checkpointed.time}, and the last worker was ready at {late.time}")
     wait_line(replica, "waited: False", 3)
     workers = pids(pod, replica)
-    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    equal(pod.wait_checkpoint(180).status, "available", "the checkpoint")
     second = next(found for found in pod.scale(2) if found.id != replica.id)
     check(second.restored, "the second replica starts from the checkpoint")
     wait_line(second, "waited: True", 3)
@@ -91,7 +92,7 @@ def restored_workers(daemon, pod, quiet=""):
     hold_dump(daemon, pod)
     wait_line(first, "worker waited: False", 2)
     workers = pids(pod, first)
-    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    equal(pod.wait_checkpoint(180).status, "available", "the checkpoint")
     second = next(found for found in pod.scale(2) if found.id != first.id)
     check(second.restored, "the second replica starts from the checkpoint")
     wait_line(second, "worker waited: True", 2)
@@ -105,11 +106,13 @@ def restored_workers(daemon, pod, quiet=""):
 
 
 def test_uvicorn(daemon):
+    daemon.hold_next()
     pod = deploy(daemon, "uvicorn", ["python3", "-m", "uvicorn", "asgi:app", "--host", "0.0.0.0", "--port", "8000", "--workers", "2"], thaw.workers(2), wait=False)
     restored_workers(daemon, pod)
 
 
 def test_gunicorn_with_uvicorn_workers(daemon):
+    daemon.hold_next()
     pod = deploy(daemon, "both", ["gunicorn", "-k", "uvicorn.workers.UvicornWorker", "-w", "2", "-t", "2", "-b", "0.0.0.0:8000", "asgi:app"], thaw.workers(2), wait=False)
     restored_workers(daemon, pod, "WORKER TIMEOUT")
 
@@ -122,7 +125,7 @@ def test_many_workers(daemon):
     checkpointed = next(event for event in pod.events() if event.type == "replica.checkpointing")
     late = next(line for line in first.logs() if line.text == "the last one")
     check(late.time <= checkpointed.time, f"the dump began at {checkpointed.time}, before the last worker was there at {late.time}")
-    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    equal(pod.wait_checkpoint(180).status, "available", "the checkpoint")
     second = next(found for found in pod.scale(2) if found.id != first.id)
     check(second.restored, "the second replica starts from the checkpoint")
     equal(len(set(wait_line(second, "restored in", 21))), 21, "processes that were told of the restore")
@@ -141,7 +144,7 @@ def test_condition_that_raises(daemon):
     told = [text for text in said if "not yet, call " in text]
     equal([int(text.partition("not yet, call ")[2].split()[0]) for text in told], list(range(1, 11)), "the calls whose exceptions are told")
     check(all("app.py" in text for text in told), f"where they were raised is told: {told}")
-    equal(pod.wait_checkpoint(60).status, "available", "the checkpoint")
+    equal(pod.wait_checkpoint(180).status, "available", "the checkpoint")
     pod.remove()
 
 
@@ -162,7 +165,7 @@ def test_condition_that_never_holds(daemon):
 
 def test_condition_that_never_returns(daemon):
     """The function hangs: the time-out ends it, the pod serves, who waits is released, and no process of it is left."""
-    pod = deploy(daemon, "hangs", ["python3", "app.py"], function("hangs"), add=APP, checkpoint_timeout=4, wait=False)
+    pod = deploy(daemon, "hangs", ["python3", "app.py"], function("hangs"), add=APP, checkpoint_timeout=10, wait=False)
     replica = only(pod)
     wait_line(replica, "up")
     caller = wait_for(lambda: replica.exec(["sh", "-c", f"cat {CALLS} || true"]).stdout, "the function is called")
@@ -171,8 +174,12 @@ def test_condition_that_never_returns(daemon):
     wait_line(replica, "waited: False")
     equal(json.loads(replica.exec(["cat", "/run/thaw/started.json"]).stdout)["outcome"], "timed-out", "outcome")
     equal(ask(pod.urls[0])["identity"]["replica"], replica.id, "who serves")
-    left = replica.exec(["sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done 2>/dev/null"]).stdout
-    check("app.py" in left and "hangs" not in left, f"processes of the replica: {left}")
+
+    def ended():
+        left = replica.exec(["sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done 2>/dev/null"]).stdout
+        return "app.py" in left and "hangs" not in left
+
+    wait_for(ended, "only the program is left of the replica's processes")
     equal(pod.checkpoints(), [], "checkpoints")
     pod.remove()
 
@@ -183,7 +190,7 @@ def test_failed_dump_releases(daemon):
             "thaw.ready(); print('waited:', thaw.wait_for_restore(), flush=True); import signal; signal.pause()")  # fmt: skip
     pod = deploy(daemon, "rules", ["python3", "-c", code], thaw.file("/run/thaw/ready"))
     replica = only(pod)
-    check(lines(replica, "rules")[0] != "rules -1", "this machine has no landlock, by which this test makes a dump fail")
+    check(wait_line(replica, "rules")[0] != "rules -1", "this machine has no landlock, by which this test makes a dump fail")
     wait_line(replica, "waited: False")
     equal(json.loads(replica.exec(["cat", "/run/thaw/started.json"]).stdout)["outcome"], "failed", "outcome")
     equal(pod.checkpoints()[0].status, "failed", "the checkpoint")
@@ -201,13 +208,13 @@ def test_c_and_node(daemon):
     first = only(c)
     equal(wait_line(first, "waited:"), [f"waited: 0 as {first.id}"], "the C program that was dumped")
     node = deploy(daemon, "node", ["node", "server.js"], thaw.all_(thaw.workers(1), thaw.tcp()), mounts=[f"{thawtest.REPOSITORY}/sdk/node:/opt/thaw/node:ro"])
-    equal(c.wait_checkpoint(60).status, "available", "the C program's checkpoint")
+    equal(c.wait_checkpoint(180).status, "available", "the C program's checkpoint")
     second = next(found for found in c.scale(2) if found.id != first.id)
     check(second.restored, "the second C replica starts from the checkpoint")
     equal(wait_line(second, "waited:"), [f"waited: 1 as {second.id}"], "the C program that was restored")
     equal(wait_line(second, "on_restore"), [f"on_restore as {second.id}"], "what thaw_on_restore called, once")
     equal(lines(first, "on_restore"), [], "what it called where nothing was restored")
-    equal(node.wait_checkpoint(60).status, "available", "node's checkpoint")
+    equal(node.wait_checkpoint(180).status, "available", "node's checkpoint")
     first = only(node)
     wait_for(lambda: json.loads(daemon.http(first.id, "/"))["waited"] is False, "node is released after the dump")
     second = next(found for found in node.scale(2) if found.id != first.id)
