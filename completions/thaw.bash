@@ -23,6 +23,7 @@ _thaw() {
     'thaw daemon --log-format') values='text json' ;;
     'thaw daemon --runtime') kind=files ;;
     'thaw daemon --criu') kind=directories ;;
+    'thaw daemon --secrets-key') kind=files ;;
     'thaw daemon --slots') kind=nothing ;;
     'thaw daemon --checkpoint-quota') kind=nothing ;;
     'thaw daemon --verify-every') kind=nothing ;;
@@ -118,7 +119,7 @@ _thaw() {
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
     'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image secret token doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --slots --checkpoint-quota --verify-every --image-quota --image-size --hold-connections --hold-bytes --hold-time --idle-time --half-closed-time --front --front-tls-cert --front-tls-key --front-header-time --front-keep-alive-time --front-stall-time --replace --hand-over-time --stop-replicas-on-exit --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --secrets-key --slots --checkpoint-quota --verify-every --image-quota --image-size --hold-connections --hold-bytes --hold-time --idle-time --half-closed-time --front --front-tls-cert --front-tls-key --front-header-time --front-keep-alive-time --front-stall-time --replace --hand-over-time --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --idle --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw serve') offers='--timeout --host -h --help' ;;
     'thaw init') offers='--host -h --help' ;;

@@ -42,6 +42,7 @@ complete -c thaw -n '__thaw_at "thaw daemon"' -l log-level -x -a 'debug info war
 complete -c thaw -n '__thaw_at "thaw daemon"' -l log-format -x -a 'text json' -d 'text or json (text)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l runtime -r -F -d 'The OCI runtime for cold starts (runc)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l criu -r -F -d 'Where CRIU is installed (found by itself)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l secrets-key -r -F -d 'The key that kept secrets are encrypted with, made when it is missing (DATA-DIR/secrets.key)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l slots -x -d 'Slots prepared ahead (2)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-quota -x -d 'What all checkpoints may take on disk; those not used for longest go first (no limit but the disk)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l verify-every -x -d 'How often each checkpoint is read whole, to find what its disk has lost; 0: never (7d)'

@@ -189,7 +189,8 @@ class MemoryBackend final : public Backend {
   std::string directory_;
   state::Database database_;
   Tokens tokens_;
-  pods::SecretStore secrets_{directory_ + "/secrets"};
+  pods::SecretStore secrets_{directory_ + "/sealed", directory_ + "/secrets",
+                             directory_ + "/secrets.key"};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<pods::PodView> pods_;

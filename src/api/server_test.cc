@@ -13,6 +13,7 @@
 #include "api/frames.h"
 #include "api/memory_backend.h"
 #include "api/unreachable.h"
+#include "util/sealed.h"
 #include "util/source_dir.h"
 #include "util/version.h"
 
@@ -126,7 +127,9 @@ TEST(Server, KeepsSecretsAndShowsNone) {
   std::string value("\0\xffhunter2\n", 10);
   EXPECT_EQ(server.client->put("/v1/secrets/key", value)["created"], true);
   EXPECT_EQ(server.client->put("/v1/secrets/key", value)["created"], false);
-  EXPECT_EQ(read_file(server.directory + "/secrets/key"), value);
+  EXPECT_EQ(SealKey::read(server.directory + "/secrets.key")
+                .unseal("key", read_file(server.directory + "/sealed/key")),
+            value);
   EXPECT_EQ(server.client->get("/v1/secrets")[0]["name"], "key");
   EXPECT_EQ(server.ask("GET", "/v1/secrets").find("hunter2"), std::string::npos);
   for (const char* wrong : {"/v1/secrets/.x", "/v1/secrets/a%2fb", "/v1/secrets/x"})

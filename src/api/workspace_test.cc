@@ -8,6 +8,8 @@
 #include "api/memory_backend.h"
 #include "api/routes.h"
 #include "api/target.h"
+#include "util/file.h"
+#include "util/sealed.h"
 
 namespace thaw::api {
 namespace {
@@ -205,7 +207,9 @@ TEST_F(Workspace, ItsSecretsAreItsOwn) {
   EXPECT_FALSE(b_->put_secret("key", "b's, again"));
   ASSERT_EQ(b_->secrets().size(), 1u);
   EXPECT_EQ(b_->secrets()[0].name, "key");
-  EXPECT_EQ(read_file(directory_ + "/secrets/b--key"), "b's, again");
+  EXPECT_EQ(SealKey::read(directory_ + "/secrets.key")
+                .unseal("b--key", read_file(directory_ + "/sealed/b--key")),
+            "b's, again");
   EXPECT_THROW(b_->remove_secret("a--key"), Error);
   state::PodSpec pod = spec("x");
   pod.secrets = {{.name = "token", .secret = "key"}};

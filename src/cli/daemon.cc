@@ -179,6 +179,8 @@ int daemon(DaemonOptions& options) {
                 "start it with sudo, or by systemctl start thaw");
   }
   options.settings.data_dir = absolute_path(options.settings.data_dir);
+  if (!options.settings.secrets_key.empty())
+    options.settings.secrets_key = absolute_path(options.settings.secrets_key);
   if (!options.slots.empty())
     options.settings.slots = static_cast<int>(number(options.slots, "--slots", 0, 1000));
   if (!options.quota.empty())
@@ -299,6 +301,10 @@ Command daemon_command() {
        "@file"},
       {"--criu", "DIR", &options->settings.criu_home, "Where CRIU is installed (found by itself)",
        "@directory"},
+      {"--secrets-key", "FILE", &options->settings.secrets_key,
+       "The key that kept secrets are encrypted with, made when it is missing "
+       "(DATA-DIR/secrets.key)",
+       "@file"},
       {"--slots", "N", &options->slots, "Slots prepared ahead (2)"},
       {"--checkpoint-quota", "SIZE", &options->quota,
        "What all checkpoints may take on disk; those not used for longest go first (no limit but "

@@ -60,8 +60,8 @@ Command secret_command() {
 
   Command command{"secret", "Keep secrets for pods to name",
                   "A pod names one in its specification, secrets: [{name: token, secret: NAME}], "
-                  "and reads it at /run/thaw/secrets/token. It lies in a file of the daemon's data "
-                  "directory that only root can read, and in no checkpoint."};
+                  "and reads it at /run/thaw/secrets/token. It lies encrypted in the daemon's data "
+                  "directory, under the key of `thaw daemon --secrets-key`, and in no checkpoint."};
   command.examples = {"printf %s \"$TOKEN\" | thaw secret set api-token",
                       "thaw secret set key.pem --file key.pem", "thaw secret ls"};
   command.commands = {set, ls, rm};

@@ -13,6 +13,7 @@ struct Settings {
   std::string thaw_binary = "/proc/self/exe";
   int slots = 2;  // prepared ahead
   bool keep_logs = true;
+  std::string secrets_key;  // the file of the key that kept secrets are sealed with; "": key_file()
   std::uint64_t checkpoint_quota = 0;  // bytes all checkpoints may take; 0: what the disk has
   std::int64_t verify_every_us =
       7LL * 24 * 3'600'000'000;            // each checkpoint is read whole; 0: never
@@ -42,7 +43,11 @@ struct Settings {
   std::string database() const { return data_dir + "/thaw.db"; }
   std::string private_dir() const { return data_dir + "/daemon"; }  // sockets for root alone
   std::string slot_dir(const std::string& slot) const { return data_dir + "/slots/" + slot; }
-  std::string secrets_dir() const { return data_dir + "/secrets"; }
+  std::string sealed_dir() const { return data_dir + "/sealed"; }    // kept secrets, encrypted
+  std::string secrets_dir() const { return data_dir + "/secrets"; }  // the same before they were
+  std::string key_file() const {
+    return secrets_key.empty() ? data_dir + "/secrets.key" : secrets_key;
+  }
   std::string log_dir(const std::string& replica) const { return data_dir + "/logs/" + replica; }
   std::string checkpoint_dir(const std::string& id) const {
     return data_dir + "/checkpoints/" + id;

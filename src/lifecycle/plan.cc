@@ -149,8 +149,7 @@ Effective effective_pause(const state::PodSpec& spec, const std::string& criu_mi
 }
 
 PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
-                  const json& host, const std::string& criu_missing,
-                  const std::string& secrets_dir) {
+                  const json& host, const std::string& criu_missing, const Settings& settings) {
   PodPlan plan;
   plan.spec = spec;
   plan.version = version;
@@ -178,16 +177,27 @@ PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image:
   }
   for (state::Secret secret : plan.spec.secrets) {
     bool kept = !secret.secret.empty();
-    if (kept) secret.file = secrets_dir + "/" + secret.secret;
+    if (kept) secret.file = settings.sealed_dir() + "/" + secret.secret;
+    // One that could not be sealed yet, for want of the key or of room.
+    if (std::string plain = settings.secrets_dir() + "/" + secret.secret;
+        kept && !exists(secret.file) && exists(plain)) {
+      secret.file = plain;
+      secret.secret.clear();
+    }
     if (!std::filesystem::is_regular_file(secret.file))
       throw Error(
           Code::kInvalid, "use secret", secret.name,
           kept ? "none of the name " + secret.secret + " is kept" : secret.file + " is not a file",
           kept ? "keep it with `thaw secret set`" : "write the secret into that file");
+    if (!secret.secret.empty()) runtime::secret_value(secret, settings.key_file());
     plan.secrets.push_back(std::move(secret));
   }
+  plan.secrets_key = settings.key_file();
   std::string user = spec.user.empty() ? plan.image_config.value("User", "") : spec.user;
   plan.user = image::resolve_user(plan.rootfs, user);
+  runtime::CgroupLayout layout = runtime::CgroupLayout::detect();
+  plan.limits = runtime::enforceable(
+      spec.resources, [&](const std::string& controller) { return layout.has(controller); });
   plan.program = program_digest(plan.spec, plan.image_id);
   plan.fingerprint = fingerprint(plan.program, host);
   plan.checkpoint = effective_checkpoint(spec, criu_missing);
@@ -266,7 +276,8 @@ runtime::ContainerSpec container_of(const PodPlan& plan, const std::string& repl
   container.lowers.push_back(plan.rootfs);
   container.mounts = plan.spec.mounts;
   container.secrets = plan.secrets;
-  container.resources = plan.spec.resources;
+  container.secrets_key = plan.secrets_key;
+  container.resources = plan.limits.resources;
   // Of its own workspace also by the short name.
   std::size_t mark = plan.spec.name.find(state::kWorkspaceMark);
   std::string prefix = mark == std::string::npos

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "image/images.h"
+#include "lifecycle/host.h"
+#include "runtime/cgroup.h"
 #include "runtime/container.h"
 #include "state/spec.h"
 
@@ -41,13 +43,15 @@ struct PodPlan {
   nlohmann::json image_config;   // of the OCI image; empty for a rootfs
   image::Identity user;
   std::vector<state::Secret> secrets;  // each with the file that holds it
+  std::string secrets_key;             // the file of the key that kept ones are sealed with
+  runtime::Enforceable limits;         // what this host holds of resources
   std::string program, fingerprint;
   Effective checkpoint;
   Effective pause;  // whether a replica of it can be dumped for `idle: checkpoint`
 };
 PodPlan make_plan(const state::PodSpec& spec, std::int64_t version, const image::Image* image,
                   const nlohmann::json& host, const std::string& criu_missing,
-                  const std::string& secrets_dir);
+                  const Settings& settings);
 
 std::vector<std::string> command_of(const PodPlan& plan);
 // What a replica is waited for before its gate opens, beside checkpoint.when: its `ready`, or

@@ -63,7 +63,12 @@ class GatewayGate : public lifecycle::Gate {
     offer.restored = row && (row->started_from != "cold" ||
                              (!row->phases.empty() && row->phases.front().name == "paused"));
     gateway_.open_gate(spec.name, replica, netns, offer);
-    predecessors_.open(spec.name, replica, netns, offer);
+    try {
+      predecessors_.open(spec.name, replica, netns, offer);
+    } catch (...) {
+      gateway_.close_gate(spec.name, replica);
+      throw;
+    }
   }
   void close(const std::string& pod, const std::string& replica) override {
     gateway_.close_gate(pod, replica);
@@ -170,7 +175,7 @@ struct Controller::Impl {
         holder(settings.hold_listeners ? std::make_unique<Holder>(settings.private_dir())
                                        : nullptr),
         database(settings.database()),
-        secrets(settings.secrets_dir()),
+        secrets(settings.sealed_dir(), settings.secrets_dir(), settings.key_file()),
         gateway(
             traffic_limits(settings), [this](const std::string& pod) { needs_more(pod); },
             holder.get()),
@@ -282,8 +287,7 @@ struct Controller::Impl {
   // Without `import`: kUnavailable when the image is not in the store.
   PodPlan plan_for(const state::PodSpec& spec, std::int64_t version, bool import = true) {
     if (spec.image.empty())
-      return lifecycle::make_plan(spec, version, nullptr, host, criu_missing,
-                                  settings.secrets_dir());
+      return lifecycle::make_plan(spec, version, nullptr, host, criu_missing, settings);
     auto row = database.image(spec.image);
     std::optional<image::Image> found;
     if (row)
@@ -297,7 +301,7 @@ struct Controller::Impl {
                                   ending.get(), {}, image_limits());
       database.put_image({found->id, spec.image, found->bytes, wall_us(), found->config});
     }
-    return lifecycle::make_plan(spec, version, &*found, host, criu_missing, settings.secrets_dir());
+    return lifecycle::make_plan(spec, version, &*found, host, criu_missing, settings);
   }
 
   // What one more image may take.
@@ -1246,6 +1250,9 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
             {.type = result.created ? "pod.deployed" : "pod.updated",
              .pod = spec.name,
              .message = fmt::format("version {} deployed", pod.row.version)});
+      if (result.changed && !plan.limits.gap.empty())
+        impl.database.append_event(
+            {.type = "pod.unlimited", .pod = spec.name, .message = plan.limits.gap});
     });
   } catch (const Error&) {
     if (before)
@@ -1258,6 +1265,7 @@ DeployResult Controller::deploy(const state::PodSpec& wanted) {
   Impl::Pod& now = impl.pods.insert_or_assign(spec.name, std::move(pod)).first->second;
   // Of a client that came as soon as its port was there, and was nobody's yet.
   impl.needs_more(spec.name);
+  if (!plan.limits.gap.empty()) result.warnings.push_back(plan.limits.gap + "; see `thaw doctor`");
   if (spec.checkpoint.enabled && !plan.checkpoint.enabled)
     result.warnings.push_back("checkpointing is off: " + plan.checkpoint.reason);
   if (spec.idle == state::PodSpec::Idle::kCheckpoint && !plan.pause.enabled)

@@ -202,6 +202,27 @@ CgroupLayout CgroupLayout::parse(const std::string& mountinfo) {
   return layout;
 }
 
+Enforceable enforceable(const state::Resources& wanted,
+                        const std::function<bool(const std::string&)>& has) {
+  const state::Resources defaults;
+  Enforceable found{wanted, {}};
+  auto look = [&](const char* controller, auto state::Resources::*limit) {
+    if (wanted.*limit == 0 || has(controller)) return;
+    if (wanted.*limit != defaults.*limit)
+      throw Error(Code::kUnsupported, "hold", fmt::format("resources.{}", controller),
+                  fmt::format("this host has no {} cgroup controller", controller),
+                  "leave it out, or mount that controller: see `thaw doctor`");
+    found.resources.*limit = 0;
+    found.gap +=
+        fmt::format("{}resources.{} ({}) is not held: this host has no {} cgroup controller",
+                    found.gap.empty() ? "" : "; ", controller, wanted.*limit, controller);
+  };
+  look("cpu", &state::Resources::cpu);
+  look("memory", &state::Resources::memory);
+  look("pids", &state::Resources::pids);
+  return found;
+}
+
 Cgroup::Cgroup(CgroupLayout layout, std::string path)
     : layout_(std::move(layout)), path_(std::move(path)) {}
 

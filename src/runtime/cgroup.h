@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,15 @@ struct CgroupLayout {
   // Whether a controller can be used: on a v1 hierarchy, or offered by the v2 one.
   bool has(const std::string& controller) const;
 };
+
+// What of a pod's limits this host can hold. Without a controller a default is given up, and `gap`
+// says so; one that the pod itself asks for is refused: kUnsupported. `has`: CgroupLayout::has.
+struct Enforceable {
+  state::Resources resources;
+  std::string gap;
+};
+Enforceable enforceable(const state::Resources& wanted,
+                        const std::function<bool(const std::string&)>& has);
 
 class Cgroup {
  public:

@@ -78,6 +78,35 @@ TEST(CgroupLayout, NoneIsAnError) {
   EXPECT_THROW(CgroupLayout::parse("24 1 0:22 / /sys rw - sysfs sysfs rw\n"), Error);
 }
 
+// What a pod asks for is held or refused; what it gets by default is held or said not to be.
+TEST(CgroupLayout, AHostWithoutAController) {
+  auto lacks = [](std::string missing) {
+    return [missing](const std::string& controller) { return controller != missing; };
+  };
+  state::Resources wanted;
+  Enforceable all = enforceable(wanted, lacks(""));
+  EXPECT_EQ(all.resources, wanted);
+  EXPECT_EQ(all.gap, "");
+  Enforceable without = enforceable(wanted, lacks("pids"));
+  EXPECT_EQ(without.resources.pids, 0u);
+  EXPECT_EQ(without.gap,
+            "resources.pids (1024) is not held: this host has no pids cgroup controller");
+  // No limit wants no controller.
+  EXPECT_EQ(enforceable(wanted, lacks("memory")).gap + enforceable(wanted, lacks("cpu")).gap, "");
+  wanted = {.cpu = 0.5, .memory = 1 << 20, .pids = 7};
+  for (const char* controller : {"cpu", "memory", "pids"}) {
+    try {
+      enforceable(wanted, lacks(controller));
+      ADD_FAILURE() << controller;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kUnsupported);
+      EXPECT_NE(std::string(error.what()).find(std::string("no ") + controller), std::string::npos)
+          << error.what();
+    }
+  }
+  EXPECT_EQ(enforceable(wanted, lacks("")).resources, wanted);
+}
+
 // On v2 alone, whatever this host has beside it.
 TEST(Cgroup, DevicesOfAV2Group) {
   CgroupLayout layout = CgroupLayout::detect();

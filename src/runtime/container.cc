@@ -19,6 +19,7 @@
 #include "runtime/seccomp.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/sealed.h"
 
 namespace thaw::runtime {
 namespace {
@@ -122,17 +123,28 @@ bool same_file(const std::string& a, const std::string& b) {
          left.st_dev == right.st_dev && left.st_ino == right.st_ino;
 }
 
+constexpr std::size_t kMostSecret = 1 << 20, kSealing = 4096;  // bytes; what sealing adds, at most
+
 constexpr std::uint64_t kMaskFile = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
                         kMaskDirectory = kMaskFile | MOUNT_ATTR_RDONLY;
 
 void write_secret(const ContainerSpec& spec, const state::Secret& secret, const std::string& path) {
-  Fd source = Fd::open(secret.file, O_RDONLY);
+  std::string value = secret_value(secret, spec.secrets_key);
   Fd target = Fd::open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0400);
-  write_all(target, read_all(source, 1 << 20), path);
+  write_all(target, value, path);
   check(::fchown(target.get(), spec.uid, spec.gid), "set owner of", path);
 }
 
 }  // namespace
+
+std::string secret_value(const state::Secret& secret, const std::string& key_file) {
+  if (secret.secret.empty()) return read_all(Fd::open(secret.file, O_RDONLY), kMostSecret);
+  std::string sealed = read_all(Fd::open(secret.file, O_RDONLY), kMostSecret + kSealing);
+  if (!exists(key_file))
+    throw Error(Code::kUnavailable, "open secret", secret.secret,
+                "its key " + key_file + " is gone", kLostKey);
+  return SealKey::read(key_file).unseal(secret.secret, sealed);
+}
 
 Fd detached_mount(const std::string& path, std::uint64_t attributes) {
   Fd tree(check(static_cast<int>(::syscall(SYS_open_tree, AT_FDCWD, path.c_str(),
@@ -152,7 +164,8 @@ nlohmann::json to_json(const ContainerSpec& spec) {
     mounts.push_back(
         {{"source", mount.source}, {"target", mount.target}, {"readonly", mount.readonly}});
   nlohmann::json secrets = nlohmann::json::array();
-  for (const auto& secret : spec.secrets) secrets.push_back({secret.name, secret.file});
+  for (const auto& secret : spec.secrets)
+    secrets.push_back({secret.name, secret.file, secret.secret});
   return {{"argv", spec.argv},
           {"env", spec.env},
           {"cwd", spec.cwd},
@@ -164,6 +177,7 @@ nlohmann::json to_json(const ContainerSpec& spec) {
           {"lowers", spec.lowers},
           {"mounts", mounts},
           {"secrets", secrets},
+          {"secrets_key", spec.secrets_key},
           {"cpu", spec.resources.cpu},
           {"memory", spec.resources.memory},
           {"pids", spec.resources.pids},
@@ -185,7 +199,8 @@ ContainerSpec container_from_json(const nlohmann::json& json) {
   for (const auto& mount : json.at("mounts"))
     spec.mounts.push_back({mount.at("source"), mount.at("target"), mount.at("readonly")});
   for (const auto& secret : json.at("secrets"))
-    spec.secrets.push_back({secret.at(0), secret.at(1)});
+    spec.secrets.push_back({secret.at(0), secret.at(1), secret.at(2)});
+  json.at("secrets_key").get_to(spec.secrets_key);
   json.at("cpu").get_to(spec.resources.cpu);
   json.at("memory").get_to(spec.resources.memory);
   json.at("pids").get_to(spec.resources.pids);
@@ -354,7 +369,9 @@ nlohmann::json oci_config(const ContainerSpec& spec, const SlotPaths& paths,
            {"options",
             {"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}}});
   }
-  json resources = {{"pids", {{"limit", static_cast<std::int64_t>(spec.resources.pids)}}}};
+  json resources = json::object();
+  if (spec.resources.pids)
+    resources["pids"] = {{"limit", static_cast<std::int64_t>(spec.resources.pids)}};
   if (spec.resources.memory)
     resources["memory"] = {{"limit", static_cast<std::int64_t>(spec.resources.memory)}};
   if (spec.resources.cpu > 0)

@@ -47,6 +47,8 @@ struct ContainerSpec {
   std::vector<std::string> lowers;  // overlay lower directories, topmost first
   std::vector<state::Mount> mounts;
   std::vector<state::Secret> secrets;
+  std::string
+      secrets_key;  // the file of the key that those with a name of their own are sealed with
   state::Resources resources;
   std::vector<std::pair<std::string, std::string>> hosts;  // address and name, for /etc/hosts
   bool cut_off = false;                                    // reaches nothing outside
@@ -75,6 +77,9 @@ void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths);
 void write_names(const ContainerSpec& spec, const SlotPaths& paths);
 // A file of /run/thaw, whatever has its name now. Nothing that the container put there is followed.
 void write_inside(const SlotPaths& paths, const std::string& name, std::string_view text);
+// What a secret's file holds now; one that is kept (`secret` is its name) is sealed. kUnavailable
+// without its key, kCorrupt when it was changed.
+std::string secret_value(const state::Secret& secret, const std::string& key_file);
 // The secrets as their files hold them now; the container sees each whole, the old one or the new.
 void refresh_secrets(const ContainerSpec& spec, const SlotPaths& paths);
 

@@ -92,8 +92,8 @@ def test_missing(daemon):
 def test_kept(daemon):
     """By the daemon, in a file of root's: set from standard input, shown to nobody, changed for the next start, not removed while it is named."""
     equal(daemon.cli("secret", "set", "api-token", input=FIRST).stdout, "api-token\n", "`thaw secret set`")
-    folder = daemon.data / "secrets"
-    equal([oct(path.stat().st_mode) for path in (folder, folder / "api-token")], ["0o40700", "0o100600"], "modes")
+    folder, key = daemon.data / "sealed", daemon.data / "secrets.key"
+    equal([oct(path.stat().st_mode) for path in (folder, folder / "api-token", key)], ["0o40700", "0o100600", "0o100600"], "modes")
     pod = Pod(daemon, "names", when=GO, user="app", secrets=[{"name": "token", "secret": "api-token"}])
     pod.warm()
     pod.wait_checkpoint()
@@ -104,7 +104,7 @@ def test_kept(daemon):
     equal(daemon.exec(row["id"], "sh", "-c", "cat /run/thaw/secrets/token; stat -c ' %a %u' /run/thaw/secrets/token").split(), [SECOND, "400", "1000"], "the secret of the restored replica")
     said = everything_said(daemon, pod) + json.dumps(daemon.api("GET", "/v1/secrets")) + daemon.cli("secret", "ls").stdout
     check("api-token" in said and FIRST not in said and SECOND not in said, "the secret is told, or its name is not")
-    equal(holds(daemon.data, FIRST) + holds(daemon.data, SECOND), [str(folder / "api-token")], "files that hold the secret")
+    equal(holds(daemon.data, FIRST) + holds(daemon.data, SECOND), [], "files that hold the secret")
     done = daemon.cli("secret", "rm", "api-token", check_exit=False)
     check(done.returncode == 5 and "'names' uses it" in done.stderr, f"`thaw secret rm` of one in use: {done.returncode}, {done.stderr}")
     daemon.remove(pod.name)
@@ -112,6 +112,55 @@ def test_kept(daemon):
     equal(daemon.api("GET", "/v1/secrets"), [], "the secrets")
     done = daemon.cli("deploy", "-", input=json.dumps(pod.spec), check_exit=False)
     check(done.returncode == 2 and "thaw secret set" in done.stderr, f"`thaw deploy` that names none: {done.returncode}, {done.stderr}")
+
+
+def test_sealed(daemon):
+    """What an earlier version kept is encrypted at the start. Without the key, or with another, the daemon starts, says so, and loses nothing."""
+    key, plain, sealed = daemon.data / "secrets.key", daemon.data / "secrets", daemon.data / "sealed"
+    daemon.stop()
+    plain.mkdir(mode=0o700)
+    (plain / "old").write_text(FIRST)
+    daemon.start()
+    equal([plain.exists(), sorted(path.name for path in sealed.iterdir())], [False, ["old"]], "what is kept")
+    equal(holds(daemon.data, FIRST), [], "files that hold it")
+    pod = Pod(daemon, "opens", when=GO, secrets=[{"name": "key", "secret": "old"}])
+    pod.warm()
+    pod.wait_checkpoint()
+    first = pod.only_replica()
+    equal(daemon.exec(first["id"], "cat", "/run/thaw/secrets/key"), FIRST, "the secret")
+
+    kept = key.read_text()
+    for how, text, said in (("lost", None, "is gone"), ("wrong", "7" * 64, "sealed with another key"), ("no", "none", "64 hexadecimal digits")):
+        daemon.stop()
+        key.unlink(missing_ok=True)
+        if text:
+            key.write_text(text)
+            key.chmod(0o600)
+        daemon.start()
+        pods = {p["name"]: p for p in daemon.api("GET", "/v1/pods")}
+        check(said in pods["opens"]["problem"], f"a {how} key: {pods['opens']['problem']}")
+        equal([row["id"] for row in daemon.replicas(pod.name, "ready")], [first["id"]], f"what lives with a {how} key")
+        pod.get()
+        if how == "lost":
+            done = daemon.cli("secret", "set", "other", input="x", check_exit=False)
+            check(done.returncode != 0 and "put it back" in done.stderr and not key.exists(), f"`thaw secret set` without the key: {done.stderr}")
+    key.unlink()
+    key.write_text(kept)
+    key.chmod(0o600)
+    # Nobody has to start the daemon anew for it.
+    thawtest.wait_for(lambda: not daemon.api("GET", f"/v1/pods/{pod.name}")["problem"], "the pod runs again", 60, 0.2)
+    row = daemon.scale(pod.name, 2)[1]
+    equal((row["outcome"], daemon.exec(row["id"], "cat", "/run/thaw/secrets/key")), ("Restored", FIRST), "the second, and its secret")
+
+    # The key elsewhere, as a user has it who keeps the two apart.
+    elsewhere = thawtest.temporary_folder() / "key"
+    key.rename(elsewhere)
+    daemon.stop()
+    daemon.start(more=["--secrets-key", elsewhere])
+    row = daemon.scale(pod.name, 3)[2]
+    equal((row["outcome"], daemon.exec(row["id"], "cat", "/run/thaw/secrets/key"), key.exists()), ("Restored", FIRST, False), "the third, and its secret")
+    elsewhere.rename(key)
+    daemon.remove(pod.name)
 
 
 def test_variable_warns(daemon):
