@@ -99,9 +99,11 @@ void Checkpoints::set_status(const std::string& id, const std::string& status,
     row->reason = reason;
     row->updated_us = wall_us();
     database_.put_checkpoint(*row);
-    if (status == "available") data["available_us"] = row->updated_us - row->created_us;
+    bool available = status == "available";
+    if (available) data["available_us"] = row->updated_us - row->created_us;
+    // Nobody but the replica that waits in it can start from it.
     database_.append_event(
-        {.type = "checkpoint." + status,
+        {.type = available && is_own(*row) ? "checkpoint.own" : "checkpoint." + status,
          .pod = row->pod,
          .replica = row->replica,
          .checkpoint = id,

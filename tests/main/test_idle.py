@@ -129,6 +129,7 @@ def test_checkpoint(daemon):
     wait_for(lambda: len(shims(daemon)) == daemon.slots, "nothing of it runs")
     (mine,) = own(daemon, pod)
     equal((row["started_from"], mine["replica"]), (mine["id"], first), "the checkpoint that it is paused in")
+    equal([e["type"] for e in daemon.events() if e["checkpoint"] == mine["id"]], [f"checkpoint.{x}" for x in ("creating", "sealed", "own")], "what is told of it")
     check(mine["id"] in row["reason"] and first in mine["reason"], f"{row['reason']}; {mine['reason']}")
     equal((view(daemon, pod)["checkpoint"]["id"], view(daemon, pod)["paused"]), (None, 1), "the checkpoint that others start from, and paused replicas")
     for number in (2, 3):

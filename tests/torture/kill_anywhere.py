@@ -111,7 +111,7 @@ class Torture:
             if event["replica"] and kind in [f"replica.{state}" for state in STATES]:
                 told[event["replica"]] = kind.removeprefix("replica.")
             if kind.startswith("checkpoint.") and event["checkpoint"]:
-                told[event["checkpoint"]] = kind.removeprefix("checkpoint.")
+                told[event["checkpoint"]] = "available" if kind == "checkpoint.own" else kind.removeprefix("checkpoint.")
                 under_way = dumps.setdefault(event["pod"], set())
                 if kind == "checkpoint.creating":
                     self.hold(not under_way, f"{event['checkpoint']} was begun while {under_way} of the same pod was being dumped")
