@@ -30,8 +30,8 @@ constexpr std::size_t kWorthLearning = 8;
 constexpr std::int64_t kServingUs = 1'000'000;
 // A restored program that dies this soon after it was ready died of the restore.
 constexpr std::int64_t kSettledUs = 10'000'000;
-// Between two tries to write down an end.
-constexpr std::int64_t kRewriteUs = 1'000'000;
+// Between two tries to write down an end, or to do what there was no room for.
+constexpr std::int64_t kRewriteUs = 1'000'000, kRoomUs = 500'000;
 // What started.json in the container says of a start in which nobody tried to make a checkpoint.
 constexpr const char* kUncheckpointed = "uncheckpointed";
 
@@ -400,7 +400,7 @@ void Replica::live() {
       slot_->shim->call({{"op", "settle"}},
                         Deadline::after_us(dump_timeout_us(memory_bytes()) + kAnswerUs));
       wake_processes();
-      warm_up();
+      when_there_is_room("wait for its condition", [this] { warm_up(); });
     } else if (adopted_ && state() == State::kPausing) {
       wake_processes();
       open_gate_again("its pause was cut short by the daemon's end");
@@ -408,10 +408,10 @@ void Replica::live() {
       wait_until_needed();
     } else if (adopted_ && state() == State::kReady && !stop_asked() &&
                !readable(slot_->shim->ended_fd())) {
-      services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
+      reach();
     }
     while (state() == State::kReady) {
-      serve();
+      when_there_is_room("watch it", [this] { serve(); });
       if (!paused()) break;
       rest_and_go_on();
     }
@@ -523,6 +523,7 @@ bool Replica::try_restore(const UsableCheckpoint& checkpoint, bool own) {
     attempt.end.error = error.code();
     attempt.end.reason = error.what();
   }
+  had_no_room_ = attempt.end.error == Code::kExhausted;
   attempt.end.stop_intended = stop_asked();
   Outcome outcome = classify(attempt.end);
   {
@@ -702,9 +703,10 @@ void Replica::dump(const PodPlan& plan, bool forced, std::string* checkpoint_id,
     note_criu_log(services_.database,
                   {.pod = row_.pod, .replica = row_.id, .checkpoint = ticket->id}, "dump",
                   result.value("log_tail", ""));
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     *failure = std::string("it could not be checkpointed: ") + error.what();
-    count = counts(error.code());
+    auto ours = dynamic_cast<const Error*>(&error);
+    count = ours ? counts(ours->code()) : !no_room(error);
   }
   if (!ticket) return;
   services_.checkpoints.dump_failed(*ticket, *failure, count && !stop_asked());
@@ -736,9 +738,34 @@ void Replica::open_gate(const char* outcome, const std::string& message) {
 }
 
 void Replica::open_gate_again(const std::string& message) {
-  move(Event::kOpen, message);
+  when_there_is_room("write down that it is ready", [&] { move(Event::kOpen, message); });
   fault("gate.ready");
-  services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
+  reach();
+}
+
+void Replica::reach() {
+  when_there_is_room("let clients in",
+                     [this] { services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns); });
+}
+
+// A host without room ends nothing that runs: `work` is tried until it is done. kCancelled when it
+// is to end meanwhile.
+void Replica::when_there_is_room(const char* what, const std::function<void()>& work) {
+  for (std::string told;;) {
+    try {
+      work();
+      // What came meanwhile is still to be done.
+      if (!told.empty()) signal_event(wake_);
+      return;
+    } catch (const std::exception& error) {
+      if (!no_room(error)) throw;
+      if (std::exchange(told, error.what()).empty())
+        note("replica.delayed", fmt::format("it runs on, but the daemon cannot {} yet: {}; it goes "
+                                            "on trying: {}, or make room on its disk",
+                                            what, error.what(), kMoreRoom));
+    }
+    wait_for(-1, Deadline::after_us(kRoomUs));
+  }
 }
 
 // Whether it hangs, when it is time to ask.
@@ -752,8 +779,10 @@ void Replica::probe_alive() {
     SlotTarget target(*slot_, static_cast<int>(row_.pid), log_dir(), command_of(plan_));
     Fd cancel = any_of({wake_.get(), slot_->shim->ended_fd()});
     outcome = wait_condition(wish.probe, target, Deadline::after_us(wish.timeout_us), cancel.get());
-  } catch (const Error& error) {
-    if (error.code() == Code::kCancelled) return;  // something else is to be done first
+  } catch (const std::exception& error) {
+    auto ours = dynamic_cast<const Error*>(&error);
+    if (ours && ours->code() == Code::kCancelled) return;  // something else is to be done first
+    if (no_room(error)) throw;
     outcome.last = error.what();
   }
   probe_at_us_ = monotonic_us() + wish.every_us;
@@ -818,7 +847,7 @@ void Replica::serve() {
         dump(plan_, true, &result.id, &result.failure);
       else
         result.failure = "connections to it did not end within 10 s";
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
       result.failure = error.what();
     }
     bool alive = !readable(slot_->shim->ended_fd());
@@ -826,7 +855,7 @@ void Replica::serve() {
     if (alive && state() == State::kCheckpointing)
       open_gate_after_dump(result.id, result.failure);
     else if (alive)
-      services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns);
+      reach();
     std::scoped_lock lock(mutex_);
     // Nobody fetches the answer when its caller has given up.
     command_ = command_.abandoned ? Command{} : result;
@@ -887,10 +916,21 @@ bool Replica::let_go() {
   return true;
 }
 
+// Empty when there is no room for it.
+Fd Replica::drained_or_none() {
+  try {
+    return services_.gate.drained(row_.id);
+  } catch (const std::exception& error) {
+    if (!no_room(error)) throw;
+    return Fd();
+  }
+}
+
 // Until the connections have ended, or the container, or it is time. False when the daemon ends.
 bool Replica::wait_drained() {
-  Fd drained = services_.gate.drained(row_.id);
+  Fd drained;
   for (;;) {
+    if (!drained) drained = drained_or_none();
     std::int64_t left_us;
     {
       std::scoped_lock lock(mutex_);
@@ -901,6 +941,7 @@ bool Replica::wait_drained() {
         {drained.get(), POLLIN, 0}, {slot_->shim->ended_fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
     left_us = std::max<std::int64_t>(left_us, 0);
     std::int64_t wait_us = std::min(left_us, end_quiet());
+    if (!drained) wait_us = std::min(wait_us, kRoomUs);
     if (::poll(fds, 3, Deadline::after_us(wait_us).poll_ms()) < 0 && errno != EINTR)
       throw_errno("poll", "replica");
     if (fds[0].revents || fds[1].revents || left_us <= 0) return true;

@@ -104,7 +104,9 @@ class Replica {
   void open_gate(const char* outcome, const std::string& message);
   void open_gate_after_dump(const std::string& checkpoint_id, const std::string& failure);
   void open_gate_again(const std::string& message);
+  void reach();
   void serve();
+  void when_there_is_room(const char* what, const std::function<void()>& work);
   // replica_pause.cc
   void rest_and_go_on();
   void rest();
@@ -121,6 +123,7 @@ class Replica {
   void lose_state(const RestoreEnd& end, const UsableCheckpoint& checkpoint);
   void finish();
   bool wait_drained();
+  Fd drained_or_none();
   bool let_go();
   bool end_container(State at, bool by_wish);
   std::string read_end(State at, bool by_wish);
@@ -160,6 +163,7 @@ class Replica {
   std::int64_t pause_again_us_ = 0;       // monotonic: not to be asked to before
   // Its own state is being restored, and may be tried to once more when that fails.
   enum class GoingOn { kNot, kOnce, kTwice } going_on_ = GoingOn::kNot;
+  bool had_no_room_ = false;         // the last restore, for want of room. The thread's own.
   std::string reason_before_;        // it paused. The thread's own.
   std::string collecting_;           // the checkpoint that it was dumped into last
   std::int64_t learn_until_us_ = 0;  // monotonic; 0: nothing is to be learnt. The thread's own.

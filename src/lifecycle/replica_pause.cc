@@ -15,6 +15,9 @@ namespace {
 constexpr std::int64_t kPauseAgainUs = 10'000'000;
 constexpr std::int64_t kNeverUs = 24 * 3'600'000'000;
 constexpr std::int64_t kShimUs = 10'000'000;
+// How long a state in a checkpoint waits for a host without descriptors, memory, threads or disk,
+// and how often that is looked at.
+constexpr std::int64_t kRoomUs = 120'000'000, kRoomAgainUs = 2'000'000;
 
 }  // namespace
 
@@ -69,11 +72,19 @@ void Replica::rest() {
   }
   fault("pause.begun");
   services_.gate.close(row_.pod, row_.id);
-  if (!finish_connections()) return open_gate_again("it is needed again");
   std::string failure;
+  bool finished = false;
+  when_there_is_room("pause it", [&] { finished = finish_connections(); });
+  if (!finished) return open_gate_again("it is needed again");
   if (plan_.spec.idle == state::PodSpec::Idle::kCheckpoint) {
     std::shared_ptr<void> pin;
-    std::string checkpoint = dump_own(&failure, &pin);
+    std::string checkpoint;
+    try {
+      checkpoint = dump_own(&failure, &pin);
+    } catch (const std::exception& error) {
+      if (!no_room(error)) throw;
+      failure = error.what();
+    }
     if (!checkpoint.empty()) return put_away(checkpoint);
     if (failure.empty()) {
       wake_processes();
@@ -156,7 +167,18 @@ void Replica::rest_frozen(const std::string& failure) {
     std::scoped_lock lock(mutex_);
     row_.reason = reason;
   }
-  move(Event::kRest, reason);
+  try {
+    move(Event::kRest, reason);
+  } catch (const Error& error) {
+    // What could not be written has not happened.
+    {
+      std::scoped_lock lock(mutex_);
+      row_.reason = reason_before_;
+    }
+    wake_processes();
+    run_on(error.what());
+    return open_gate_again("it could not be paused");
+  }
   fault("pause.rested");
 }
 
@@ -257,8 +279,10 @@ void Replica::restore_own() {
     std::scoped_lock lock(mutex_);
     row_.reason = reason_before_;
   }
-  // A state is lost for good: what may have been the host's fault is tried twice.
-  for (GoingOn how : {GoingOn::kTwice, GoingOn::kOnce}) {
+  // A state is lost for good: what may have been the host's fault is tried twice, and what there is
+  // no room for longer.
+  Deadline room = Deadline::after_us(kRoomUs);
+  for (GoingOn how = GoingOn::kTwice;;) {
     set(how);
     RestoreEnd end;
     UsableCheckpoint own;
@@ -269,13 +293,19 @@ void Replica::restore_own() {
       end.error = error.code();
       end.reason = error.what();
     }
-    if (end.error) {
+    had_no_room_ = end.error == Code::kExhausted;
+    if (end.error && (!had_no_room_ || room.passed())) {
       set(GoingOn::kOnce);
       lose_state(end, own);
       break;
     }
-    bool restored = try_restore(own, true);
+    bool restored = !end.error && try_restore(own, true);
     if (restored || stop_asked()) return set(GoingOn::kNot);
+    if (had_no_room_ && !room.passed()) {
+      wait_for(-1, Deadline::after_us(kRoomAgainUs));
+      continue;
+    }
+    if (std::exchange(how, GoingOn::kOnce) == GoingOn::kOnce) break;
   }
   set(GoingOn::kNot);
   start_cold();

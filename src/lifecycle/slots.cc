@@ -21,15 +21,14 @@ namespace thaw::lifecycle {
 namespace {
 // A host without memory, processes or descriptors must not be hammered.
 constexpr auto kRefillPause = std::chrono::seconds(2);
+}  // namespace
 
-// No descriptors, memory or threads for us: that says nothing about a shim.
 bool no_room(const std::exception& error) {
   auto ours = dynamic_cast<const Error*>(&error);
   return (ours && ours->code() == Code::kExhausted) ||
          dynamic_cast<const std::bad_alloc*>(&error) ||
          dynamic_cast<const std::system_error*>(&error);
 }
-}  // namespace
 
 Slots::Slots(const Settings& settings, checkpoint::CriuInstall criu, network::Network& network)
     : settings_(settings),
@@ -46,6 +45,7 @@ Slots::Slots(const Settings& settings, checkpoint::CriuInstall criu, network::Ne
 
 void Slots::start_refill() {
   refill_ = std::thread([this] { refill_loop(); });
+  cleaner_ = std::thread([this] { clean_loop(); });
 }
 
 Slots::~Slots() { close(); }
@@ -59,6 +59,15 @@ void Slots::close() {
   if (refill_.joinable()) refill_.join();
   for (auto& slot : ready_) destroy(std::move(slot));
   ready_.clear();
+  {
+    std::scoped_lock lock(mutex_);
+    all_destroyed_ = true;
+    changed_.notify_all();
+  }
+  if (cleaner_.joinable())
+    cleaner_.join();
+  else
+    clean_loop();
   runtime::Cgroup(layout_, fmt::format("/thaw/{}", network_.instance())).remove_if_empty();
   runtime::Cgroup(layout_, "/thaw").remove_if_empty();
 }
@@ -132,20 +141,8 @@ void Slots::set_most(int most) {
 void Slots::refill_loop() {
   std::unique_lock lock(mutex_);
   while (!closing_) {
-    if (!leftovers_.empty()) {
-      Leftover slot = std::move(leftovers_.back());
-      leftovers_.pop_back();
-      lock.unlock();
-      bool gone = try_to_clean(slot);
-      lock.lock();
-      if (!gone) {
-        leftovers_.push_back(std::move(slot));
-        changed_.wait_for(lock, kRefillPause);
-      }
-      if (closing_) continue;
-    }
     if (ready_.size() == most_) {
-      if (leftovers_.empty()) changed_.wait(lock);
+      changed_.wait(lock);
       continue;
     }
     if (ready_.size() > most_) {
@@ -193,25 +190,55 @@ void Slots::destroy(std::unique_ptr<Slot> slot) noexcept {
   clean({slot->name, slot->cgroup, index});
 }
 
+// A replica that wrote much has ended before the last of its files is gone.
+void Slots::clean_loop() {
+  std::unique_lock lock(mutex_);
+  while (!all_destroyed_ || !leftovers_.empty()) {
+    if (leftovers_.empty()) {
+      changed_.wait(lock);
+      continue;
+    }
+    Leftover slot = std::move(leftovers_.front());
+    leftovers_.pop_front();
+    lock.unlock();
+    bool gone = release(slot) && remove_files(slot);
+    lock.lock();
+    if (gone || all_destroyed_) continue;  // the next daemon finds what is left
+    leftovers_.push_back(std::move(slot));
+    changed_.wait_for(lock, kRefillPause);
+  }
+}
+
 void Slots::clean(Leftover slot) noexcept {
-  if (try_to_clean(slot)) return;
+  release(slot);
   std::scoped_lock lock(mutex_);
   leftovers_.push_back(std::move(slot));
   changed_.notify_all();
 }
 
-bool Slots::try_to_clean(Leftover& slot) noexcept {
+bool Slots::release(Leftover& slot) noexcept {
   try {
     if (!slot.cgroup.empty()) {
       runtime::Cgroup group(layout_, slot.cgroup);
       bool empty = group.kill_all(Deadline::after_ms(10'000)) && group.remove();
       if (!empty) log::warn("a cgroup could not be removed", {{"cgroup", slot.cgroup}});
+      slot.cgroup.clear();
     }
     if (slot.index >= 0) network_.release(std::exchange(slot.index, -1));
-    remove_tree(settings_.slot_dir(slot.name));
     return true;
   } catch (const std::exception& error) {
     log::warn("a slot could not be removed whole; it is tried again",
+              {{"slot", slot.name}, {"error", error.what()}});
+    return false;
+  }
+}
+
+bool Slots::remove_files(const Leftover& slot) noexcept {
+  try {
+    remove_tree(settings_.slot_dir(slot.name));
+    return true;
+  } catch (const std::exception& error) {
+    log::warn("a slot's files could not be removed; it is tried again",
               {{"slot", slot.name}, {"error", error.what()}});
     return false;
   }
@@ -247,8 +274,7 @@ std::unique_ptr<Slot> Slots::adopt(const std::string& name) {
   } catch (const std::exception& error) {
     if (no_room(error))
       throw Error(Code::kExhausted, "take back the replica in slot", name, describe(error),
-                  "raise the daemon's limits (LimitNOFILE=, TasksMax=) and start it again: its "
-                  "replicas run on");
+                  std::string(kMoreRoom) + ", and start it again: its replicas run on");
     log::info("cleaning up after a slot whose shim is gone",
               {{"slot", name}, {"reason", error.what()}});
     slot->shim.reset();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,6 +18,11 @@
 #include "runtime/container.h"
 
 namespace thaw::lifecycle {
+
+// The daemon has no descriptors, memory, threads or disk left for something: that says nothing
+// about a replica or its shim.
+bool no_room(const std::exception& error);
+inline constexpr const char* kMoreRoom = "raise the daemon's limits (LimitNOFILE=, TasksMax=)";
 
 struct Slot {
   std::string name;
@@ -39,15 +45,16 @@ class Slots {
   // How many are kept ready from now on; those beyond it go in the background.
   void set_most(int most);
   std::unique_ptr<Slot> take();
-  // Ends everything that lives in the slot and removes all it had on the host. Never throws: what
-  // could not be removed is logged and tried at the next start.
+  // Ends everything that lives in the slot and removes all it had on the host; its files, which may
+  // be many, after that. Never throws: what could not be removed is logged and tried again.
   void destroy(std::unique_ptr<Slot> slot) noexcept;
   // After a daemon's restart: a slot whose shim lives; nullptr (and everything cleaned up) when it
   // does not. Throws when the host has no room to find out: nothing has happened to the slot then.
   std::unique_ptr<Slot> adopt(const std::string& name);
   // Names found in the data directory.
   std::vector<std::string> found() const;
-  void close();  // ends the refilling and destroys the unused ones
+  // Ends the refilling, destroys the unused ones, and waits until the files of all are removed.
+  void close();
 
  private:
   std::unique_ptr<Slot> make();
@@ -56,8 +63,10 @@ class Slots {
     int index = -1;  // of its network; -1: released
   };
   void clean(Leftover slot) noexcept;
-  bool try_to_clean(Leftover& slot) noexcept;
+  bool release(Leftover& slot) noexcept;
+  bool remove_files(const Leftover& slot) noexcept;
   void refill_loop();
+  void clean_loop();
   const Settings& settings_;
   checkpoint::CriuInstall criu_;
   network::Network& network_;
@@ -69,9 +78,9 @@ class Slots {
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Slot>> ready_;
   std::size_t most_;
-  std::vector<Leftover> leftovers_;  // could not be removed whole: tried again
-  bool closing_ = false;
-  std::thread refill_;
+  std::deque<Leftover> leftovers_;  // are still to be removed
+  bool closing_ = false, all_destroyed_ = false;
+  std::thread refill_, cleaner_;
 };
 
 }  // namespace thaw::lifecycle

@@ -229,15 +229,19 @@ class Daemon:
 
     # --- its life ---
 
-    def start(self, timeout=120, more=()):
-        """Starts it and waits until the API answers. `more` is added to the command line."""
+    def launch(self, more=(), before=()):
+        """Starts it. `more` is added to the command line, `before` stands before it: a program that starts another."""
         check(not self.running(), "the daemon runs already")
         with open(self.log, "ab") as log:
             # A session of its own: Ctrl-C is for the test, which then ends the daemon in order.
             self.process = subprocess.Popen(
-                [self.binary, "daemon", "--data-dir", self.data, "--listen", self.address, *self.arguments, *more],
+                [*before, self.binary, "daemon", "--data-dir", self.data, "--listen", self.address, *self.arguments, *more],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=self.env,
             )  # fmt: skip
+
+    def start(self, timeout=120, more=()):
+        """Starts it and waits until the API answers."""
+        self.launch(more)
 
         def answers():
             if self.process.poll() is not None:

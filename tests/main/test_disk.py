@@ -136,6 +136,28 @@ def test_logs():
         equal(daemon.destroy(), [], "what had to be ended by force")
 
 
+def test_end_before_its_files():
+    """A replica that wrote much has ended before the last of its files is gone; a daemon that ends meanwhile leaves none."""
+    with thawtest.Daemon() as daemon:
+        for ends in (False, True):
+            pod = Pod(daemon, f"writes-{int(ends)}")
+            pod.deploy(wait=True)
+            row = pod.only_replica()
+            daemon.exec(row["id"], "python3", "-S", "-c", "for n in range(15000): open(f'/var/tmp/{n}', 'w').close()", timeout=120)
+            since = daemon.last_event()
+            daemon.api("POST", f"/v1/pods/{pod.name}/stop")
+            daemon.wait_event(lambda e: e["type"] == "replica.stopped", "it has ended", since, pod.name)
+            slot = daemon.data / "slots" / row["slot"]
+            check(slot.exists(), "its files were waited for")
+            check(not os.path.exists(f"/proc/{row['pid']}"), "its process runs")
+            if ends:
+                daemon.stop()
+                check(not slot.exists(), "its files are left by a daemon that has ended")
+                daemon.start()
+            wait_for(lambda slot=slot: not slot.exists(), "its files go")
+        equal(daemon.destroy(), [], "what had to be ended by force")
+
+
 def test_full_while_it_dumps():
     """The disk runs full in the middle of a dump: the pod serves, and the program is not blamed. `make torture` fills it at every step."""
     work = full_disk.run([("shim.dump.criu", "cold")])

@@ -3,6 +3,7 @@ again, and when there is room again nothing is lost and nothing is left."""
 
 import contextlib
 import http.client
+import json
 import os
 import pathlib
 import resource
@@ -108,6 +109,75 @@ def test_few_processes(daemon):
 
 def test_little_memory(daemon):
     under(little_memory, daemon)
+
+
+def lives(pid):
+    return os.path.exists(f"/proc/{pid}/ns")  # and is no zombie: that has none
+
+
+def answers(daemon):
+    """Whether a daemon with a low limit says who it is; one that has ended does not."""
+    try:
+        return daemon.api("GET", "/v1/version", timeout=1)["pid"] == daemon.pid
+    except (OSError, http.client.HTTPException, thawtest.ApiError, thawtest.Failure):
+        return False
+
+
+def test_restarted_with_few_descriptors(daemon):
+    """Every limit from one that is too low for it to start to one that is enough: what serves is taken back or left alone."""
+    pod = Pod(daemon, when=GO)
+    pod.warm()
+    pod.wait_checkpoint()
+    rows = daemon.scale("web", 3)
+    since = daemon.last_event()
+    daemon.stop()
+    enough, started = 0, []
+    for limit in range(40, 100):
+        daemon.launch(before=["prlimit", f"--nofile={limit}:{limit}"])
+        # One with a few descriptors too few for its API runs all the same.
+        end = time.monotonic() + 5
+        wait_for(lambda end=end: not daemon.running() or answers(daemon) or time.monotonic() > end, "it starts or ends")
+        if daemon.running():
+            started.append(limit)
+            time.sleep(0.5)
+            with contextlib.suppress(OSError, http.client.HTTPException, thawtest.Failure):
+                pod.get(timeout=1)
+                enough += 1
+            daemon.stop()
+        dead = [row["id"] for row in rows if not lives(row["pid"])]
+        equal(dead, [], f"replicas that a daemon with {limit} descriptors has ended:\n{daemon.tail(60)}")
+        if enough == 3:
+            break
+    print(f"it starts with {started[:1]} descriptors, the first of which serves has {limit - 2}", flush=True)
+    check(enough == 3, f"none of those that started serves: {started}")
+    daemon.start()
+    wait_for(lambda: {row["id"] for row in daemon.replicas("web", "ready")} == {row["id"] for row in rows}, "all are taken back", 20)
+    pod.get()
+    told = [event["message"] for event in daemon.events(since) if event["type"] == "replica.delayed"]
+    check(told and all("LimitNOFILE" in text for text in told), f"what was told: {told}")
+
+
+def test_without_pids_controller(daemon):
+    """A host that cannot limit processes: what asks for that limit is refused, all else runs, and says that it has none."""
+    pids = pathlib.Path("/sys/fs/cgroup/pids")
+    check(pids.is_dir(), "this test takes away the v1 controller of pids, which this host does not have")
+    daemon.stop()
+    daemon.launch(before=["unshare", "--mount", "sh", "-c", f'umount {pids} && exec "$@"', "sh"])
+    wait_for(lambda: answers(daemon), "the daemon answers")
+    pod = Pod(daemon, "unlimited", when=GO)
+    told = [text for text in pod.deploy()["warnings"] if "resources.pids" in text]
+    check(len(told) == 1 and "no pids cgroup controller" in told[0] and "thaw doctor" in told[0], f"the warnings: {told}")
+    check("resources.pids (1024) is not held" in pod.wait_event("pod.unlimited")["message"], "the event")
+    pod.wait_note("up")
+    pod.go()
+    pod.wait_checkpoint()
+    rows = daemon.scale(pod.name, 2)
+    equal([row["outcome"] for row in rows][1:], ["Restored"], "how the second started")
+    pod.get()
+    asks = Pod(daemon, "asks", resources={"pids": 64})
+    done = daemon.cli("deploy", "-", input=json.dumps(asks.spec), check_exit=False)
+    check(done.returncode != 0 and "no pids cgroup controller" in done.stderr and "leave it out" in done.stderr, f"`thaw deploy`: {done.returncode}, {done.stderr}")
+    daemon.remove(pod.name)
 
 
 def test_criu_hangs(daemon):
