@@ -131,6 +131,12 @@ Connection::Connection(const std::string& path) : path_(path) {
   db_.reset(db);
   if (result != SQLITE_OK) fail(result);
   sqlite3_busy_timeout(db, kBusyTimeoutMs);
+  // The files beside it stay when the last connection closes: the next daemon may come to a full
+  // disk, on which they could not be made.
+  int stay = 1;
+  sqlite3_file_control(db, nullptr, SQLITE_FCNTL_PERSIST_WAL, &stay);
+  // With a limit, whatever it is, the log is emptied then: what was in it is in the database.
+  sqlite3_exec(db, "PRAGMA journal_size_limit = 67108864", nullptr, nullptr, nullptr);
 }
 
 Connection::~Connection() = default;

@@ -1,6 +1,6 @@
-"""Fills the disk of the data directory at every named step of a start, a dump, a proof, a restore and a stop, and lets the work go on: what runs
-runs on, nobody is blamed, and when there is room again all is as it should be. As a program: every step, or those whose names contain the words
-given; tests/main/test_disk.py takes a few. `make torture` runs it."""
+"""Fills the disk of the data directory at every named step (`thaw debug faults`), and lets the work go on: what runs runs on, nobody is blamed,
+and when there is room again all is as it should be. A daemon that ends or starts meanwhile does so. As a program: every step, or those whose
+names contain the words given; tests/main/test_disk.py takes a few. `make torture` runs it."""
 
 import contextlib
 import http.client
@@ -15,16 +15,15 @@ sys.path[:0] = [str(HERE.parent / "lib"), str(HERE.parent / "main")]
 import kill_anywhere  # noqa: E402
 import thawtest  # noqa: E402
 from common import fill, small_disk  # noqa: E402
-from kill_anywhere import REACHED_S, SETTLED_S, wait_or_none  # noqa: E402
+from kill_anywhere import REACHED_S, SETTLED_S, answers, wait_or_none  # noqa: E402
 from thawtest import ApiError, Failure, wait_for  # noqa: E402
 
 FULL_S = 1.5  # how long the disk stays full when the step was reached
-PATHS = ("start", "cold", "hook", "create", "restore", "standby", "fallback", "stop", "remove", "drop")
 
 
 def cases(words=()):
     for step, victim, path in kill_anywhere.cases():
-        if victim == "self" and path in PATHS and (not words or any(word in step for word in words)):
+        if victim == "self" and (not words or any(word in step for word in words)):
             yield step, path
 
 
@@ -44,11 +43,21 @@ class FullDisk(kill_anywhere.Torture):
     def fresh(self, name, env=None, **more):
         return super().fresh(name, env, folder=self.folder, **more)
 
+    def held(self, step, path):
+        """The daemon again, which is held at the step. One that comes to it while it starts does not answer yet."""
+        self.mark = self.daemon.data / f"mark-{self.number}"
+        self.daemon.stop()
+        self.daemon.env |= {"THAW_FAULT": f"{step}:hold", "THAW_FAULT_MARK": str(self.mark)}
+        if path == "adopt":
+            self.daemon.launch()
+        else:
+            self.daemon.start()
+
     def walk(self, step, victim, path):
         daemon = self.daemon
         pod = getattr(self, "before_" + path)()
         self.since = daemon.last_event()
-        self.faulty(step, "hold")
+        self.held(step, path)
         filler = daemon.data / "filler"
         with contextlib.suppress(ApiError, OSError, http.client.HTTPException, Failure), kill_anywhere.aside(getattr(self, "walk_" + path), pod):
             if self.hold(wait_or_none(self.mark.exists, REACHED_S), "the step was not reached"):
@@ -56,8 +65,11 @@ class FullDisk(kill_anywhere.Torture):
                 self.killed += 1
             pathlib.Path(f"{self.mark}.go").touch()
             time.sleep(FULL_S)
+            if path == "shutdown" and self.hold(wait_or_none(lambda: not daemon.running(), SETTLED_S), "the daemon does not end"):
+                fill(filler)  # what it has given up, too
+                self.attempt(daemon.start, "another starts on the full disk")
             self.hold(daemon.running(), "the daemon has ended")
-            self.attempt(lambda: daemon.api("GET", "/v1/pods"), "the API answers")
+            self.attempt(lambda: wait_for(lambda: answers(daemon), "the API answers"), "the API answers")
             filler.unlink(missing_ok=True)
         filler.unlink(missing_ok=True)
         self.attempt(lambda: wait_for(self.settled, "everything is settled", SETTLED_S, 0.1), "everything is settled")
