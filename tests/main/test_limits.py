@@ -157,27 +157,30 @@ def test_restarted_with_few_descriptors(daemon):
     check(told and all("LimitNOFILE" in text for text in told), f"what was told: {told}")
 
 
-def test_without_pids_controller(daemon):
-    """A host that cannot limit processes: what asks for that limit is refused, all else runs, and says that it has none."""
-    pids = pathlib.Path("/sys/fs/cgroup/pids")
-    check(pids.is_dir(), "this test takes away the v1 controller of pids, which this host does not have")
-    daemon.stop()
-    daemon.launch(before=["unshare", "--mount", "sh", "-c", f'umount {pids} && exec "$@"', "sh"])
-    wait_for(lambda: answers(daemon), "the daemon answers")
-    pod = Pod(daemon, "unlimited", when=GO)
-    told = [text for text in pod.deploy()["warnings"] if "resources.pids" in text]
-    check(len(told) == 1 and "no pids cgroup controller" in told[0] and "thaw doctor" in told[0], f"the warnings: {told}")
-    check("resources.pids (1024) is not held" in pod.wait_event("pod.unlimited")["message"], "the event")
-    pod.wait_note("up")
-    pod.go()
-    pod.wait_checkpoint()
-    rows = daemon.scale(pod.name, 2)
-    equal([row["outcome"] for row in rows][1:], ["Restored"], "how the second started")
-    pod.get()
-    asks = Pod(daemon, "asks", resources={"pids": 64})
-    done = daemon.cli("deploy", "-", input=json.dumps(asks.spec), check_exit=False)
-    check(done.returncode != 0 and "no pids cgroup controller" in done.stderr and "leave it out" in done.stderr, f"`thaw deploy`: {done.returncode}, {done.stderr}")
-    daemon.remove(pod.name)
+def test_without_controllers(daemon):
+    """A host that cannot limit processes, and one that has nothing but v2 without controllers: a limit that a pod asks for is refused, all else
+    runs, and is told what is not held."""
+    root = pathlib.Path("/sys/fs/cgroup")
+    check((root / "pids").is_dir(), "this test takes away v1 controllers, which this host does not have")
+    for name, take_away in (("pids", f"umount {root}/pids"), ("all", f"umount -R {root} && mount -t cgroup2 none {root}")):
+        daemon.stop()
+        daemon.launch(before=["unshare", "--mount", "sh", "-c", f'{take_away} && exec "$@"', "sh"])
+        wait_for(lambda: answers(daemon), "the daemon answers")
+        pod = Pod(daemon, f"without-{name}", when=GO)
+        pod.since = max(1, daemon.last_event())
+        told = [text for text in pod.deploy()["warnings"] if "resources.pids" in text]
+        check(len(told) == 1 and "no pids cgroup controller" in told[0] and "thaw doctor" in told[0], f"the warnings: {told}")
+        check("resources.pids (1024) is not held" in pod.wait_event("pod.unlimited")["message"], "the event")
+        pod.wait_note("up")
+        pod.go()
+        pod.wait_checkpoint()
+        equal([row["outcome"] for row in daemon.scale(pod.name, 2)][1:], ["Restored"], "how the second started")
+        pod.get()
+        asks = Pod(daemon, "asks", resources={"pids": 64})
+        done = daemon.cli("deploy", "-", input=json.dumps(asks.spec), check_exit=False)
+        check(done.returncode != 0 and "no pids cgroup controller" in done.stderr and "leave it out" in done.stderr, f"`thaw deploy`: {done.returncode}, {done.stderr}")
+        daemon.remove(pod.name)
+    daemon.restart()
 
 
 def test_criu_hangs(daemon):
