@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <tuple>
 
 #include "util/error.h"
 #include "util/file.h"
@@ -19,11 +20,19 @@ namespace {
 constexpr std::size_t kHugePage = 2 << 20;
 constexpr std::size_t kPipeBytes = 1 << 20;  // the most that needs no privilege
 constexpr std::size_t kWriteBytes = 64 << 20;
+// What CRIU hands on while the threads are behind: it puts pages into pipes and empties them by
+// turns, and they go on copying while it does the former.
+constexpr std::size_t kPipes = 32;
 constexpr unsigned kMostThreads = 4;
 constexpr std::uint32_t kStop = UINT32_MAX;
 
 unsigned thread_count() {
   return std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads);
+}
+
+Error no_thread(const std::system_error& error) {
+  return Error(Code::kExhausted, "start a thread", "", error.what(),
+               "let the host or Thaw's cgroup have more processes");
 }
 
 // As many threads as can be had, at least one.
@@ -33,9 +42,7 @@ std::vector<std::thread> start_threads(const std::function<void(unsigned)>& work
     try {
       threads.emplace_back(work, i);
     } catch (const std::system_error& error) {
-      if (threads.empty())
-        throw Error(Code::kExhausted, "start a thread", "", error.what(),
-                    "let the host or Thaw's cgroup have more processes");
+      if (threads.empty()) throw no_thread(error);
     }
   }
   return threads;
@@ -78,11 +85,29 @@ PageIntake::PageIntake(std::string directory, std::size_t files, std::uint64_t e
           path);
   }
   opened_.resize(files);
-  workers_ = start_threads([this](unsigned) { work(); });
+  pipes_.resize(kPipes);
+  for (Pipe& pipe : pipes_) {
+    std::tie(pipe.out, pipe.in) = Fd::pipe();
+    ::fcntl(pipe.in.get(), F_SETPIPE_SZ, kPipeBytes);
+    free_.push_back(&pipe);
+  }
+  workers_ = start_threads([this](unsigned) { guarded([this] { copy(); }); });
+  try {
+    workers_.emplace_back([this] { move(); });
+  } catch (const std::system_error& error) {
+    abandon();
+    throw no_thread(error);
+  }
 }
 
-PageIntake::~PageIntake() {
-  abandoned_ = true;
+PageIntake::~PageIntake() { abandon(); }
+
+void PageIntake::abandon() {
+  {
+    std::scoped_lock lock(mutex_);
+    abandoned_ = true;
+    changed_.notify_all();
+  }
   join();
 }
 
@@ -90,6 +115,7 @@ void PageIntake::join() {
   signal_event(stop_);
   for (std::thread& worker : workers_) worker.join();
   workers_.clear();
+  pipes_.clear();
 }
 
 void PageIntake::finish() {
@@ -102,47 +128,66 @@ void PageIntake::finish() {
     throw Error(Code::kUnavailable, "take in the memory of", directory_, failure_);
 }
 
-void PageIntake::work() {
+void PageIntake::guarded(const std::function<void()>& work) {
   try {
-    auto [out, in] = Fd::pipe();
-    ::fcntl(in.get(), F_SETPIPE_SZ, kPipeBytes);
-    Segment part;
-    while (take(in, &part)) {
-      // Outside the lock: this is the copy.
-      while (part.length > 0) {
-        ssize_t n = ::read(out.get(), memory_ + part.at, part.length);
-        if (n < 0 && errno == EINTR) continue;
-        check(n, "copy memory to", directory_);
-        part.at += static_cast<std::size_t>(n);
-        part.length -= static_cast<std::size_t>(n);
-      }
-    }
+    work();
   } catch (const Error& error) {
     std::scoped_lock lock(mutex_);
     if (failure_.empty()) failure_ = error.what();
-    // CRIU is not to wait for a reader that is gone.
-    for (Fd& fifo : fifos_) fifo.reset();
+    changed_.notify_all();
+    signal_event(stop_);
   }
 }
 
-// Moves the next pages, without copying them, into the given pipe. False when there will be none.
-bool PageIntake::take(const Fd& pipe, Segment* taken) {
+// The one thread that empties the FIFOs, so that CRIU never waits for a copy.
+void PageIntake::move() {
+  guarded([this] {
+    while (Pipe* pipe = free_pipe()) {
+      if (!fill(*pipe)) break;
+      std::scoped_lock lock(mutex_);
+      full_.push_back(pipe);
+      changed_.notify_all();
+    }
+  });
+  // CRIU is not to wait for a reader that is gone.
+  for (Fd& fifo : fifos_) fifo.reset();
   std::scoped_lock lock(mutex_);
+  moved_ = true;
+  changed_.notify_all();
+}
+
+// nullptr when there is nothing to do with it.
+PageIntake::Pipe* PageIntake::free_pipe() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !free_.empty() || over(); });
+  if (over()) return nullptr;
+  Pipe* pipe = free_.back();
+  free_.pop_back();
+  return pipe;
+}
+
+bool PageIntake::over() const { return abandoned_ || !failure_.empty(); }
+
+// Moves the next pages, without copying them, into the pipe. False when there will be none.
+bool PageIntake::fill(Pipe& pipe) {
   for (;;) {
     epoll_event events[2];
     int count = ::epoll_wait(epoll_.get(), events, 2, -1);
     if (count < 0 && errno == EINTR) continue;
     check(count, "wait for pages");
-    if (abandoned_ || !failure_.empty()) return false;
     auto end = events + count;
     auto ready =
         std::find_if(events, end, [](const auto& event) { return event.data.u32 != kStop; });
     if (ready == end) return false;  // only told to stop: nothing is left to read
+    {
+      std::scoped_lock lock(mutex_);
+      if (over()) return false;
+    }
     std::size_t file = ready->data.u32;
     Fd& fifo = fifos_[file];
     if (!opened_[file]) ::fcntl(fifo.get(), F_SETPIPE_SZ, kPipeBytes);
     opened_[file] = true;
-    ssize_t n = ::splice(fifo.get(), nullptr, pipe.get(), nullptr, kPipeBytes,
+    ssize_t n = ::splice(fifo.get(), nullptr, pipe.in.get(), nullptr, kPipeBytes,
                          SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
     check(n, "read", image(directory_, file));
@@ -154,13 +199,34 @@ bool PageIntake::take(const Fd& pipe, Segment* taken) {
     if (length > capacity_ - used_)
       throw Error(Code::kExhausted, "take in the memory of", directory_,
                   "there is more of it than the host has");
-    *taken = {file, used_, length};
-    used_ += length;
+    pipe.content = {file, used_, length};
     if (!segments_.empty() && segments_.back().file == file)
       segments_.back().length += length;
     else
-      segments_.push_back(*taken);
+      segments_.push_back(pipe.content);
+    used_ += length;
     return true;
+  }
+}
+
+void PageIntake::copy() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return !full_.empty() || moved_ || over(); });
+    if (over() || full_.empty()) return;
+    Pipe* pipe = full_.front();
+    full_.pop_front();
+    lock.unlock();
+    for (Segment& part = pipe->content; part.length > 0;) {
+      ssize_t n = ::read(pipe->out.get(), memory_ + part.at, part.length);
+      if (n < 0 && errno == EINTR) continue;
+      check(n, "copy memory to", directory_);
+      part.at += static_cast<std::size_t>(n);
+      part.length -= static_cast<std::size_t>(n);
+    }
+    lock.lock();
+    free_.push_back(pipe);
+    changed_.notify_all();
   }
 }
 

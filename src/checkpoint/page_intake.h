@@ -1,11 +1,12 @@
 // Takes in the memory that CRIU dumps, as fast as memory copies. CRIU splices pages from the frozen
 // tree into its pages-N.img; where a FIFO stands in such a file's place, splicing copies nothing.
-// Threads here copy from there, while CRIU goes on with the next pages, into memory that was
-// touched before the tree was frozen.
+// One thread here empties the FIFOs into pipes, again without a copy, and others copy from those,
+// while CRIU goes on with the next pages, into memory that was touched before the tree was frozen.
 #pragma once
 
-#include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -38,8 +39,18 @@ class PageIntake {
   struct Segment {
     std::size_t file, at, length;
   };
-  void work();
-  bool take(const Fd& pipe, Segment* taken);
+  // Of pages that are moved, not copied, out of a FIFO.
+  struct Pipe {
+    Fd out, in;
+    Segment content;
+  };
+  void guarded(const std::function<void()>& work);
+  void move();
+  Pipe* free_pipe();
+  bool fill(Pipe& pipe);
+  void copy();
+  bool over() const;
+  void abandon();
   void join();
 
   std::string directory_;
@@ -49,14 +60,19 @@ class PageIntake {
   std::size_t capacity_ = 0;
   Fd epoll_, stop_;
   std::vector<std::thread> workers_;
+  std::vector<Pipe> pipes_;
 
-  std::atomic<bool> abandoned_ = false;
-
-  std::mutex mutex_;  // guards what follows; held while waiting for pages
+  // Of the one thread that moves, until it has ended.
   std::vector<Fd> fifos_;
   std::vector<bool> opened_;  // by CRIU
   std::vector<Segment> segments_;
   std::size_t used_ = 0;
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::vector<Pipe*> free_;
+  std::deque<Pipe*> full_;
+  bool moved_ = false, abandoned_ = false;
   std::string failure_;
 };
 
