@@ -1,8 +1,11 @@
 #include "checkpoint/image_fixes.h"
 
-#include <cstring>
+#include <sys/mman.h>
 
-#include "checkpoint/rpc.pb.h"
+#include <cstring>
+#include <filesystem>
+
+#include "checkpoint/images.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -39,6 +42,62 @@ int rearm_expired_timers(const std::string& images_dir) {
   }
   if (rearmed) write_file_atomic(path, out);
   return rearmed;
+}
+
+namespace {
+
+constexpr std::uint64_t kHugePage = 2 << 20;
+constexpr std::uint64_t kAdvised = 1ull << MADV_HUGEPAGE;
+
+bool advised(const rpc::Vma& vma) { return vma.madv() & kAdvised; }
+
+// All of it but where it lies and that advice, also what is not declared here.
+std::string kind_of(rpc::Vma vma) {
+  vma.clear_start();
+  vma.clear_end();
+  vma.set_madv(vma.madv() & ~kAdvised);
+  return vma.SerializePartialAsString();
+}
+
+bool can_join(const rpc::Vma& one, const rpc::Vma& next) {
+  bool plain =
+      one.status() == (kRegular | kAnonPrivate) && !(one.flags() & (MAP_HUGETLB | MAP_GROWSDOWN));
+  auto small = [](const rpc::Vma& vma) { return vma.end() - vma.start() < kHugePage; };
+  return plain && one.end() == next.start() && kind_of(one) == kind_of(next) &&
+         (advised(one) == advised(next) || small(advised(one) ? next : one));
+}
+
+}  // namespace
+
+int join_mappings(const std::string& images_dir) {
+  std::vector<std::string> paths;
+  for (const auto& file : std::filesystem::directory_iterator(images_dir))
+    if (file.path().filename().string().starts_with("mm-")) paths.push_back(file.path());
+  int joined = 0;
+  for (const std::string& path : paths) {
+    Image image = read_image(path);
+    if (image.entries.size() != 1)
+      throw Error(Code::kCorrupt, "read image", path, "it has not one entry");
+    rpc::Mm mm = parse_entry<rpc::Mm>(image.entries[0], path);
+    auto& vmas = *mm.mutable_vmas();
+    int kept = 0;
+    for (int i = 1; i < vmas.size(); ++i) {
+      rpc::Vma& last = vmas[kept];
+      if (can_join(last, vmas[i])) {
+        last.set_end(vmas[i].end());
+        if (advised(vmas[i])) last.set_madv(vmas[i].madv());
+      } else if (++kept != i) {
+        vmas.SwapElements(kept, i);
+      }
+    }
+    int fewer = vmas.size() - (kept + 1);
+    if (vmas.empty() || fewer == 0) continue;
+    vmas.DeleteSubrange(kept + 1, fewer);
+    image.entries[0] = mm.SerializeAsString();
+    write_file_atomic(path, image_bytes(image));
+    joined += fewer;
+  }
+  return joined;
 }
 
 }  // namespace thaw::checkpoint

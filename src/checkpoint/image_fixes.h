@@ -10,4 +10,10 @@ namespace thaw::checkpoint {
 // how many were.
 int rearm_expired_timers(const std::string& images_dir);
 
+// A mapping that is too small for a huge page of its own gets its neighbour's advice to have some,
+// and so becomes one with it. Each mapping costs a restore several system calls, and numpy's arrays
+// of 4 MiB and more lie as advised memory with a page in between that is not. Returns how many
+// mappings fewer there are.
+int join_mappings(const std::string& images_dir);
+
 }  // namespace thaw::checkpoint

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <sys/mman.h>
+
 #include <cstring>
 
-#include "checkpoint/rpc.pb.h"
+#include "checkpoint/images.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -50,6 +52,81 @@ TEST_F(ImageFixesTest, ACutImageIsAnError) {
   write_file(base + "/files.img", image.substr(0, image.size() - 3));
   EXPECT_THROW(rearm_expired_timers(base), Error);
 }
+
+constexpr std::uint64_t kPage = 4096, kArray = 4 << 20, kHuge = 1ull << MADV_HUGEPAGE;
+
+class Mappings : public ImageFixesTest {
+ protected:
+  // One after another from 1 GiB on.
+  rpc::Vma& add(std::uint64_t length, std::uint64_t madv = 0) {
+    rpc::Vma& vma = *mm.add_vmas();
+    vma.set_start(end);
+    vma.set_end(end += length);
+    vma.set_pgoff(0);
+    vma.set_flags(MAP_PRIVATE | MAP_ANONYMOUS);
+    vma.set_status(kRegular | kAnonPrivate);
+    vma.mutable_unknown_fields()->append("\x28\x03");  // field 5, prot: not declared
+    if (madv) vma.set_madv(madv);
+    return vma;
+  }
+  // The lengths of what is left, in pages.
+  std::vector<std::uint64_t> joined() {
+    std::string path = base + "/mm-1.img";
+    write_file(path, image_bytes({"magic...", {mm.SerializeAsString()}}));
+    int fewer = join_mappings(base);
+    Image image = read_image(path);
+    EXPECT_EQ(image.magic, "magic...");
+    rpc::Mm after = parse_entry<rpc::Mm>(image.entries.at(0), path);
+    EXPECT_EQ(after.vmas_size(), mm.vmas_size() - fewer);
+    EXPECT_EQ(after.arg_start(), mm.arg_start());
+    std::vector<std::uint64_t> pages;
+    for (const rpc::Vma& vma : after.vmas()) {
+      pages.push_back((vma.end() - vma.start()) / kPage);
+      EXPECT_EQ(vma.unknown_fields(), mm.vmas(0).unknown_fields());
+    }
+    mm = after;
+    return pages;
+  }
+  using Pages = std::vector<std::uint64_t>;
+  rpc::Mm mm;
+  std::uint64_t end = 1 << 30;
+};
+
+TEST_F(Mappings, AreJoinedAcrossWhatIsTooSmallForAHugePage) {
+  mm.set_arg_start(77);
+  for (int i = 0; i < 3; ++i) {
+    add(kPage);
+    add(kArray, kHuge);
+  }
+  add(kPage);
+  EXPECT_EQ(joined(), Pages{3 * 1024 + 4});
+  EXPECT_EQ(mm.vmas(0).start(), 1u << 30);
+  EXPECT_EQ(mm.vmas(0).madv(), kHuge);
+  EXPECT_EQ(joined(), Pages{3 * 1024 + 4}) << "nothing is left to do";
+}
+
+TEST_F(Mappings, StayApartWhereTheyDiffer) {
+  add(kArray, kHuge);
+  add(kArray);  // it would get huge pages that nobody asked for
+  end += kPage;
+  add(kPage, kHuge);
+  add(kPage, kHuge | 1ull << MADV_DONTFORK);
+  add(kPage).set_status(kRegular | kAnonPrivate | kHeap);
+  add(kPage).set_flags(MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN);
+  add(kPage).set_status(kRegular | kFilePrivate);
+  add(kPage).set_status(kRegular | kFilePrivate);
+  EXPECT_EQ(joined(), (Pages{1024, 1024, 1, 1, 1, 1, 1, 1}));
+}
+
+TEST_F(Mappings, OfOtherProtectionStayApart) {
+  add(kPage);
+  std::string other = "\x28\x01";
+  *add(kArray, kHuge).mutable_unknown_fields() = other;
+  write_file(base + "/mm-1.img", image_bytes({"magic...", {mm.SerializeAsString()}}));
+  EXPECT_EQ(join_mappings(base), 0);
+}
+
+TEST_F(Mappings, OfNoProcessAreNone) { EXPECT_EQ(joined(), Pages{}); }
 
 }  // namespace
 }  // namespace thaw::checkpoint

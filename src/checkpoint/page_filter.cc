@@ -21,11 +21,6 @@ namespace {
 constexpr std::uint64_t kShortest = 16;
 constexpr std::uint64_t kChunk = 2 << 20;
 
-// Of a VMA's status (CRIU's include/image.h): what is neither plain anonymous memory nor a private
-// mapping of a file stays as it is.
-constexpr std::uint32_t kRegular = 1 << 0, kStack = 1 << 1, kHeap = 1 << 5, kFilePrivate = 1 << 6,
-                        kAnonPrivate = 1 << 9;
-
 std::vector<std::string> names_like(const std::string& directory, const std::string& prefix) {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(directory))
@@ -95,6 +90,7 @@ std::vector<Area> areas_of(const std::string& mm_path, MappedFiles& files) {
   rpc::Mm mm = parse_entry<rpc::Mm>(mms[0], mm_path);
   for (const rpc::Vma& vma : mm.vmas()) {
     Area area{vma.start(), vma.end()};
+    // What is neither plain anonymous memory nor a private mapping of a file stays as it is.
     std::uint32_t kind = vma.status() & ~(kStack | kHeap);
     area.zero = kind == (kRegular | kAnonPrivate) && !(vma.flags() & MAP_HUGETLB);
     if (kind == (kRegular | kFilePrivate)) {

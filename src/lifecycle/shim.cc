@@ -989,6 +989,7 @@ json Shim::dump(const json& request) {
   for (const char* name : {"identity.json", "notify", "restored", "started.json", "secrets"})
     remove_tree(directory + "/thaw/" + name);
   checkpoint::rearm_expired_timers(images_path);
+  checkpoint::join_mappings(images_path);
   {
     std::scoped_lock lock(mutex_);
     if (staged && daemons_lost == daemons_lost_) staged_[directory] = staged;
