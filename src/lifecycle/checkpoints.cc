@@ -55,7 +55,7 @@ PodPlan own_plan(PodPlan plan, const std::string& replica) {
   return plan;
 }
 
-bool is_own(const state::CheckpointRow& row) { return row.fingerprint.starts_with(kOwnMark); }
+bool is_own(const std::string& fingerprint) { return fingerprint.starts_with(kOwnMark); }
 
 Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Slots& slots,
                          Turns& turns, nlohmann::json host, std::function<void()> changed)
@@ -103,7 +103,7 @@ void Checkpoints::set_status(const std::string& id, const std::string& status,
     if (available) data["available_us"] = row->updated_us - row->created_us;
     // Nobody but the replica that waits in it can start from it.
     database_.append_event(
-        {.type = available && is_own(*row) ? "checkpoint.own" : "checkpoint." + status,
+        {.type = available && is_own(row->fingerprint) ? "checkpoint.own" : "checkpoint." + status,
          .pod = row->pod,
          .replica = row->replica,
          .checkpoint = id,
@@ -600,7 +600,8 @@ bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::s
 
 std::optional<std::string> Checkpoints::of_another_host(const PodPlan& plan) {
   for (const auto& row : database_.checkpoints(plan.spec.name)) {
-    if (row.status != "available" || row.fingerprint == plan.fingerprint || is_own(row)) continue;
+    if (row.status != "available" || row.fingerprint == plan.fingerprint || is_own(row.fingerprint))
+      continue;
     nlohmann::json manifest =
         checkpoint::read_signed(settings_.checkpoint_dir(row.id) + "/manifest.json", key_);
     if (!manifest.is_object() || manifest.value("program", "") != plan.program) continue;
@@ -668,7 +669,7 @@ void Checkpoints::recover(
     if (row.status == "creating") {
       discard_files(row.id);
       set_status(row.id, "failed", "the daemon ended while it was being made");
-    } else if (is_own(row) && row.status == "available") {
+    } else if (is_own(row.fingerprint) && row.status == "available") {
       auto replica = database_.replica(row.replica);
       if (!replica || replica->ended_us || replica->started_from != row.id)
         set_status(row.id, "deleted", "");
@@ -741,7 +742,7 @@ bool Checkpoints::finish(Job& job) {
     nlohmann::json left = job.shim->call({{"op", "collect"},
                                           {"directory", ticket.directory},
                                           {"staged", job.result.at("staged")},
-                                          {"own", plan.fingerprint.starts_with(kOwnMark)}},
+                                          {"own", is_own(plan.fingerprint)}},
                                          collect_deadline());
     manifest.left_out = {left.at("zero_bytes"), left.at("file_bytes")};
   }
@@ -793,7 +794,7 @@ bool Checkpoints::finish(Job& job) {
   fault_point("seal.sealed");
   database_.release_lease("dump-" + plan.fingerprint, ticket.token);
   if (!plan.spec.checkpoint.verify) {
-    bool own = plan.fingerprint.starts_with(kOwnMark);
+    bool own = is_own(plan.fingerprint);
     set_status(ticket.id, "available",
                own ? fmt::format("replica {} alone goes on from it", ticket.replica) : "");
     return true;

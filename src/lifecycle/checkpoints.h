@@ -49,7 +49,7 @@ struct StoreSize {
 // What a paused replica is dumped into is its own: of a fingerprint that no plan has, so that it is
 // offered to nobody else and stands for no version. `plan` as a dump of it has it.
 PodPlan own_plan(PodPlan plan, const std::string& replica);
-bool is_own(const state::CheckpointRow& row);
+bool is_own(const std::string& fingerprint);
 
 class Checkpoints {
  public:

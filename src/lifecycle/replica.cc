@@ -744,8 +744,16 @@ void Replica::open_gate_again(const std::string& message) {
 }
 
 void Replica::reach() {
-  when_there_is_room("let clients in",
-                     [this] { services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns); });
+  // What was paused is no cold start, whatever it was before.
+  bool restored = false;
+  {
+    std::scoped_lock lock(mutex_);
+    restored = row_.started_from != "cold" ||
+               (!row_.phases.empty() && row_.phases.front().name == name(State::kPaused));
+  }
+  when_there_is_room("let clients in", [&] {
+    services_.gate.open(plan_.spec, row_.id, slot_->endpoint.netns, restored);
+  });
 }
 
 // A host without room ends nothing that runs: `work` is tried until it is done. kCancelled when it

@@ -24,8 +24,10 @@ namespace thaw::lifecycle {
 class Gate {
  public:
   virtual ~Gate() = default;
-  // `spec` is the replica's own, which may be another version's than its pod's.
-  virtual void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns) = 0;
+  // `spec` is the replica's own, which may be another version's than its pod's; `restored`: it goes
+  // on from where it, or another, was.
+  virtual void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns,
+                    bool restored) = 0;
   virtual void close(const std::string& pod, const std::string& replica) = 0;
   virtual Fd drained(const std::string& replica) = 0;  // readable when none is in flight
   virtual void drop(const std::string& replica) = 0;

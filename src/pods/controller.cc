@@ -54,14 +54,12 @@ constexpr std::int64_t kSettledUs =
 
 class GatewayGate : public lifecycle::Gate {
  public:
-  GatewayGate(gateway::Gateway& gateway, Predecessors& predecessors, state::Database& database)
-      : gateway_(gateway), predecessors_(predecessors), database_(database) {}
-  void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns) override {
+  GatewayGate(gateway::Gateway& gateway, Predecessors& predecessors)
+      : gateway_(gateway), predecessors_(predecessors) {}
+  void open(const state::PodSpec& spec, const std::string& replica, const Fd& netns,
+            bool restored) override {
     gateway::Offer offer = offer_of(spec);
-    auto row = database_.replica(replica);
-    // What was paused is no cold start, whatever it was before.
-    offer.restored = row && (row->started_from != "cold" ||
-                             (!row->phases.empty() && row->phases.front().name == "paused"));
+    offer.restored = restored;
     gateway_.open_gate(spec.name, replica, netns, offer);
     try {
       predecessors_.open(spec.name, replica, netns, offer);
@@ -86,7 +84,6 @@ class GatewayGate : public lifecycle::Gate {
  private:
   gateway::Gateway& gateway_;
   Predecessors& predecessors_;
-  state::Database& database_;
 };
 
 // A data directory has one daemon. Released by the kernel when the daemon dies, however it dies.
@@ -186,7 +183,7 @@ struct Controller::Impl {
         slots(settings, criu, *network),
         turns(static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
         checkpoints(settings, database, slots, turns, host, [this] { signal_event(wake); }),
-        gate(gateway, predecessors, database) {
+        gate(gateway, predecessors) {
     // One of the listening sockets has the instance's address.
     if (holder) holder->keep(kNetworkLock, network->lock());
     // Only a preference: a full disk must not keep the daemon from taking back its replicas.
@@ -507,7 +504,7 @@ struct Controller::Impl {
     bool half =
         state == State::kPreparing || state == State::kRestoring || state == State::kValidating;
     return half && checkpoint && checkpoint->status == "available" &&
-           lifecycle::is_own(*checkpoint);
+           lifecycle::is_own(checkpoint->fingerprint);
   }
 
   // Replicas live on in their slots; each is taken back, or cleaned up and written down as ended.
