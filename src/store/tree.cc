@@ -102,4 +102,11 @@ std::string digest_file(const std::string& path, const std::function<void()>& be
   return hasher.hex();
 }
 
+std::string digest_pieces(const std::function<std::string_view()>& next) {
+  Hasher hasher;
+  for (std::string_view piece = next(); !piece.empty(); piece = next())
+    hasher.add(piece.data(), piece.size());
+  return hasher.hex();
+}
+
 }  // namespace thaw::store

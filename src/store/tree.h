@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 
 namespace thaw::store {
 
@@ -16,5 +17,8 @@ std::string digest_tree(const std::string& directory);
 
 // sha256 hex of a file's contents. `between`: called after each MiB; it may throw.
 std::string digest_file(const std::string& path, const std::function<void()>& between = {});
+
+// sha256 hex of what next() gives one after the other, until that is empty.
+std::string digest_pieces(const std::function<std::string_view()>& next);
 
 }  // namespace thaw::store
