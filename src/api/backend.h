@@ -38,6 +38,7 @@ class Backend {
   virtual nlohmann::json inspect_checkpoint(const std::string& id) = 0;
   virtual state::CheckpointRow create_checkpoint(const std::string& pod) = 0;
   virtual state::CheckpointRow verify_checkpoint(const std::string& id) = 0;
+  virtual state::CheckpointRow compress_checkpoint(const std::string& id) = 0;
   virtual void remove_checkpoint(const std::string& id) = 0;
   virtual pods::PodView retry_checkpoint(const std::string& pod) = 0;
 

@@ -48,6 +48,9 @@ class ControllerBackend final : public Backend {
   state::CheckpointRow verify_checkpoint(const std::string& id) override {
     return controller_.verify_checkpoint(id);
   }
+  state::CheckpointRow compress_checkpoint(const std::string& id) override {
+    return controller_.compress_checkpoint(id);
+  }
   void remove_checkpoint(const std::string& id) override { controller_.remove_checkpoint(id); }
   pods::PodView retry_checkpoint(const std::string& pod) override {
     return controller_.retry_checkpoint(pod);

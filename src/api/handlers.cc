@@ -158,6 +158,10 @@ void verify_checkpoint(Exchange& exchange) {
   exchange.reply(200, to_json(exchange.backend().verify_checkpoint(exchange.path("id"))));
 }
 
+void compress_checkpoint(Exchange& exchange) {
+  exchange.reply(200, to_json(exchange.backend().compress_checkpoint(exchange.path("id"))));
+}
+
 void retry_checkpoint(Exchange& exchange) {
   exchange.reply(200, to_json(exchange.backend().retry_checkpoint(exchange.path("name"))));
 }

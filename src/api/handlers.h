@@ -21,6 +21,7 @@ void list_checkpoints(Exchange& exchange);
 void get_checkpoint(Exchange& exchange);
 void remove_checkpoint(Exchange& exchange);
 void verify_checkpoint(Exchange& exchange);
+void compress_checkpoint(Exchange& exchange);
 void retry_checkpoint(Exchange& exchange);
 void get_metrics(Exchange& exchange);
 void list_secrets(Exchange& exchange);

@@ -145,6 +145,8 @@ json to_json(const state::CheckpointRow& checkpoint) {
               {"reason", text_or_null(checkpoint.reason)},
               {"bytes", checkpoint.bytes},
               {"memory_bytes", checkpoint.memory_bytes},
+              {"stored_bytes", checkpoint.stored_bytes},
+              {"compressed", checkpoint.compressed},
               {"freeze_us", checkpoint.freeze_us},
               {"dump_us", checkpoint.dump_us},
               {"restores", checkpoint.restores},

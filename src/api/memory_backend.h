@@ -137,6 +137,9 @@ class MemoryBackend final : public Backend {
     return checkpoint_;
   }
   state::CheckpointRow verify_checkpoint(const std::string& id) override { return checkpoint(id); }
+  state::CheckpointRow compress_checkpoint(const std::string& id) override {
+    return checkpoint(id);
+  }
   void remove_checkpoint(const std::string& id) override { checkpoint(id); }
   pods::PodView retry_checkpoint(const std::string& name) override { return pod(name); }
   state::ImageRow import_image(const std::string& reference,

@@ -80,6 +80,7 @@ const std::vector<Route>& routes() {
       {"GET", "/v1/checkpoints/{id}", {}, Body::kNone, get_checkpoint},
       {"DELETE", "/v1/checkpoints/{id}", {}, Body::kNone, remove_checkpoint},
       {"POST", "/v1/checkpoints/{id}/verify", {}, Body::kNone, verify_checkpoint},
+      {"POST", "/v1/checkpoints/{id}/compress", {}, Body::kNone, compress_checkpoint},
       {"POST", "/v1/images", {}, Body::kJson, import_image},
       {"GET", "/v1/images", {}, Body::kNone, list_images},
       {"DELETE", "/v1/images/{id}", {}, Body::kNone, remove_image},

@@ -122,6 +122,14 @@ class Inside final : public Backend {
       return row;
     });
   }
+  state::CheckpointRow compress_checkpoint(const std::string& text) override {
+    std::string id = checkpoint(text).id;
+    return told([&] {
+      state::CheckpointRow row = all_.compress_checkpoint(id);
+      local(row);
+      return row;
+    });
+  }
   void remove_checkpoint(const std::string& text) override {
     std::string id = checkpoint(text).id;
     told([&] { all_.remove_checkpoint(id); });

@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <set>
 
+#include "checkpoint/rest.h"
+#include "store/seekable.h"
 #include "store/tree.h"
 #include "util/error.h"
 #include "util/fault.h"
@@ -225,24 +227,27 @@ std::int64_t checked_us(const std::string& directory) {
   return info.st_mtim.tv_sec * 1'000'000 + info.st_mtim.tv_nsec / 1000;
 }
 
-Manifest Verifier::verify(const std::string& directory, bool anew,
-                          const std::function<void()>& between) {
+Manifest read_manifest(const std::string& directory, const std::string& key) {
   std::string path = directory + "/manifest.json";
   if (!exists(path))
     throw Error(Code::kNotFound, "use checkpoint", directory, "it has no manifest");
-  Manifest manifest;
   try {
-    nlohmann::json json = read_signed(path, key_);
+    nlohmann::json json = read_signed(path, key);
     if (json.is_null())
       throw Error(Code::kCorrupt, "use checkpoint", directory,
                   "its manifest was not written by this host (the MAC does not fit)");
     if (json.at("version") != kVersion)
       throw Error(Code::kUnsupported, "use checkpoint", directory,
                   "it was written by another version of Thaw");
-    manifest = from_json(json);
+    return from_json(json);
   } catch (const nlohmann::json::exception& error) {
     throw Error(Code::kCorrupt, "read manifest", path, error.what());
   }
+}
+
+Manifest Verifier::verify(const std::string& directory, bool anew,
+                          const std::function<void()>& between) {
+  Manifest manifest = read_manifest(directory, key_);
   check_names(manifest, directory);
   std::scoped_lock lock(mutex_);
   if (seen_.insert(directory).second) {
@@ -254,18 +259,24 @@ Manifest Verifier::verify(const std::string& directory, bool anew,
   bool hashed = false;
   nlohmann::json identities = nlohmann::json::object();
   for (const FileRecord& file : manifest.files) {
-    std::string full = directory + "/" + file.path;
+    std::string at_rest = rests(directory, file.path) ? rest_name(file.path) : "";
+    std::string name = at_rest.empty() ? file.path : at_rest, full = directory + "/" + name;
     struct stat info = regular_file(full);
+    std::optional<store::SeekableFile> compressed;
+    if (!at_rest.empty()) compressed.emplace(full);
+    std::uint64_t size = compressed ? compressed->size() : static_cast<std::uint64_t>(info.st_size);
     // A truncated page image makes CRIU spin for ever: sizes first.
-    if (static_cast<std::uint64_t>(info.st_size) != file.size)
+    if (size != file.size)
       throw Error(Code::kCorrupt, "use checkpoint file", full,
-                  fmt::format("it has {} bytes instead of {}", info.st_size, file.size));
+                  fmt::format("it has {} bytes instead of {}", size, file.size));
     std::string now = identity(info);
-    identities[file.path] = now;
+    identities[name] = now;
     auto known = known_.find(full);
     if (!anew && known != known_.end() && known->second == now) continue;
     hashed = true;
-    if (store::digest_file(full, between) != file.sha256)
+    std::string digest = compressed ? store::digest_seekable(*compressed, between)
+                                    : store::digest_file(full, between);
+    if (digest != file.sha256)
       throw Error(Code::kCorrupt, "use checkpoint file", full,
                   "its contents have changed (sha256)");
     known_[full] = now;

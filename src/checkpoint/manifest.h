@@ -49,6 +49,10 @@ nlohmann::json to_json(const Manifest& manifest);
 // The MAC key of a data directory: 32 random bytes in `data_dir`/mac.key, 0600, made at first use.
 std::string load_mac_key(const std::string& data_dir);
 
+// The manifest of a checkpoint after its MAC was found right; of nothing else is anything said.
+// Error kCorrupt, kNotFound when there is none.
+Manifest read_manifest(const std::string& directory, const std::string& key);
+
 // Completes files, trees and sizes from what lies in `directory`, then writes manifest.json
 // atomically. The checkpoint exists from then on.
 void seal(Manifest& manifest, const std::string& directory, const std::string& key);
@@ -74,6 +78,7 @@ class Verifier {
   explicit Verifier(std::string key) : key_(std::move(key)) {}
   // The manifest, after its MAC, every name, size and digest was found right, and nothing beside
   // them among the images. Error kCorrupt says what is wrong, kNotFound when there is no manifest.
+  // Memory at rest (checkpoint/rest.h) is right when its contents are.
   Manifest verify(const std::string& directory) { return verify(directory, false, {}); }
   // All of it is read, whatever is known of it; `between` is called now and then, and may throw.
   Manifest verify_anew(const std::string& directory, const std::function<void()>& between) {

@@ -18,8 +18,8 @@ int list(Context& context, const Options& options) {
   auto checkpoints =
       context.client().get(api::with_query("/v1/checkpoints", {{"pod", options.pod}}));
   return show_listing(context, options.listing, checkpoints, "id", [&] {
-    Table table({"CHECKPOINT", "POD", "STATUS", "SIZE", "MEMORY", "FREEZE", "DUMP", "RESTORES",
-                 "AGE", "REASON"});
+    Table table({"CHECKPOINT", "POD", "STATUS", "SIZE", "MEMORY", "ON DISK", "FREEZE", "DUMP",
+                 "RESTORES", "AGE", "REASON"});
     std::int64_t now = wall_us();
     // When the next dump is tried stands with the newest that failed.
     std::map<std::string, std::int64_t> next_try;
@@ -32,10 +32,12 @@ int list(Context& context, const Options& options) {
           next && next.mapped() > now)
         reason += fmt::format("{}the next dump is tried in {}", reason.empty() ? "" : "; ",
                               span(next.mapped() - now));
-      table.add({row.at("id"), row.at("pod"), row.at("status"), format_bytes(row.at("bytes")),
-                 format_bytes(row.at("memory_bytes")), span(row.at("freeze_us")),
-                 span(row.at("dump_us")), row.at("restores").dump(), age(row.at("created_us"), now),
-                 std::move(reason)});
+      table.add(
+          {row.at("id"), row.at("pod"), row.at("status"), format_bytes(row.at("bytes")),
+           format_bytes(row.at("memory_bytes")),
+           format_bytes(row.at("stored_bytes")) + (row.at("compressed").get<bool>() ? " zstd" : ""),
+           span(row.at("freeze_us")), span(row.at("dump_us")), row.at("restores").dump(),
+           age(row.at("created_us"), now), std::move(reason)});
     }
     return table;
   });
@@ -63,6 +65,21 @@ int remove(Context& context, const Options& options) {
     try {
       client.remove("/v1/checkpoints/" + api::encode(id));
       print_line(id);
+    } catch (const Error& error) {
+      print_error("thaw: " + std::string(error.what()));
+      if (result == kOk) result = exit_code_of(error);
+    }
+  }
+  return result;
+}
+
+int compress(Context& context, const Options& options) {
+  auto client = context.client();
+  int result = kOk;
+  for (auto& id : options.ids) {
+    try {
+      auto row = client.post("/v1/checkpoints/" + api::encode(id) + "/compress");
+      print_line(fmt::format("{} {}", id, format_bytes(row.at("stored_bytes"))));
     } catch (const Error& error) {
       print_error("thaw: " + std::string(error.what()));
       if (result == kOk) result = exit_code_of(error);
@@ -127,6 +144,14 @@ Command checkpoint_command() {
       {"ID", &options->ids, "Ids or their beginnings", false, "@checkpoint"}};
   verify_command.run = [options](Context& context) { return verify(context, *options); };
 
+  Command compress_command{
+      "compress", "Compress the memory of checkpoints that nothing uses",
+      "Prints what each takes on the disk then. The next start from one inflates it first. The "
+      "daemon does so by itself (`thaw daemon --checkpoint-compress-after`)."};
+  compress_command.positionals = {
+      {"ID", &options->ids, "Ids or their beginnings", true, "@checkpoint"}};
+  compress_command.run = [options](Context& context) { return compress(context, *options); };
+
   Command retry{"retry", "Forget failed dumps and restores of a pod",
                 "A dump that failed is tried again after a minute, two, four, up to six hours; "
                 "this ends the waiting. A new version of the pod does the same."};
@@ -137,8 +162,9 @@ Command checkpoint_command() {
     return static_cast<int>(kOk);
   };
 
-  Command command{"checkpoint", "List, create, inspect, verify and remove checkpoints", ""};
-  command.commands = {ls, create_command, inspect, verify_command, rm, retry};
+  Command command{"checkpoint", "List, create, inspect, verify, compress and remove checkpoints",
+                  ""};
+  command.commands = {ls, create_command, inspect, verify_command, compress_command, rm, retry};
   return command;
 }
 

@@ -31,9 +31,9 @@ struct DaemonOptions {
   lifecycle::Settings settings;
   std::vector<std::string> listen;
   std::string log_level = "info", log_format = "text", slots, quota, image_quota, image_size,
-              verify_every, hold_connections, hold_bytes, hold_time, idle_time, half_closed_time,
-              front_header_time, front_keep_alive_time, front_stall_time, hand_over_time, group,
-              tls_cert, tls_key;
+              verify_every, compress_after, hold_connections, hold_bytes, hold_time, idle_time,
+              half_closed_time, front_header_time, front_keep_alive_time, front_stall_time,
+              hand_over_time, group, tls_cert, tls_key;
   bool stop_replicas = false;
 };
 
@@ -194,6 +194,14 @@ int daemon(DaemonOptions& options) {
   if (std::int64_t every = options.settings.verify_every_us; every && every < 1'000'000)
     throw Error(Code::kInvalid, "use --verify-every", options.verify_every, "it is below 1s",
                 "give one such as 7d, or 0 for never");
+  if (!options.compress_after.empty())
+    options.settings.compress_after_us =
+        options.compress_after == "never"
+            ? 0
+            : duration_us(options.compress_after, "--checkpoint-compress-after");
+  if (std::int64_t after = options.settings.compress_after_us; after && after < 1'000'000)
+    throw Error(Code::kInvalid, "use --checkpoint-compress-after", options.compress_after,
+                "it is below 1s", "give one such as 24h, or 0 for never");
   read_traffic_limits(options);
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
@@ -311,6 +319,10 @@ Command daemon_command() {
        "the disk)"},
       {"--verify-every", "TIME", &options->verify_every,
        "How often each checkpoint is read whole, to find what its disk has lost; 0: never (7d)"},
+      {"--checkpoint-compress-after", "TIME", &options->compress_after,
+       "Compresses the memory of checkpoints that nothing has used for so long; the next start "
+       "from "
+       "one inflates it; 0 or never: they stay plain (24h)"},
       {"--image-quota", "SIZE", &options->image_quota,
        "What all images may take on disk (no limit but the disk)"},
       {"--image-size", "SIZE", &options->image_size, "What one image may take, unpacked (64GiB)"},

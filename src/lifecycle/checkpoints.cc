@@ -7,6 +7,7 @@
 
 #include <sstream>
 
+#include "checkpoint/rest.h"
 #include "lifecycle/condition_kinds.h"
 #include "lifecycle/restore.h"
 #include "util/error.h"
@@ -88,6 +89,7 @@ void Checkpoints::close() {
   if (sealer_.joinable()) sealer_.join();
   if (prover_.joinable()) prover_.join();
   if (scrubber_.joinable()) scrubber_.join();
+  if (rester_.joinable()) rester_.join();
 }
 
 void Checkpoints::set_status(const std::string& id, const std::string& status,
@@ -216,6 +218,7 @@ UsableCheckpoint Checkpoints::load(const state::CheckpointRow& row) {
   UsableCheckpoint usable;
   usable.row = row;
   usable.directory = settings_.checkpoint_dir(row.id);
+  inflate(usable);
   usable.manifest = verifier_.verify(usable.directory);
   // A good checkpoint in another's place is another pod's memory.
   if (usable.manifest.id != row.id || usable.manifest.fingerprint != row.fingerprint)
@@ -489,13 +492,31 @@ void Checkpoints::verify(const std::string& id) {
     throw Error(Code::kConflict, "verify checkpoint", id,
                 row ? "it is " + row->status : "there is none with this id",
                 "see `thaw checkpoint ls`");
+  auto moves = [&] {
+    std::scoped_lock lock(rest_mutex_);
+    return rest_moves_;
+  };
+  // Of its own: restores ask the other one meanwhile.
+  auto read = [&] {
+    return checkpoint::Verifier(key_).verify_anew(settings_.checkpoint_dir(id), [&] {
+      if (wait_readable(closing_event_.get(), Deadline::after_us(0)))
+        throw Error(Code::kCancelled, "verify checkpoint", id, "the daemon ends");
+    });
+  };
   try {
-    // Of its own: restores ask the other one meanwhile.
-    checkpoint::Manifest manifest =
-        checkpoint::Verifier(key_).verify_anew(settings_.checkpoint_dir(id), [&] {
-          if (wait_readable(closing_event_.get(), Deadline::after_us(0)))
-            throw Error(Code::kCancelled, "verify checkpoint", id, "the daemon ends");
-        });
+    checkpoint::Manifest manifest;
+    for (bool again = true; again;) {
+      again = false;
+      std::uint64_t before = moves();
+      try {
+        manifest = read();
+      } catch (const Error&) {
+        // A file that went to rest or came back between two looks is not missing.
+        std::scoped_lock settled(inflate_mutex_);
+        again = moves() != before;
+        if (!again) throw;
+      }
+    }
     if (manifest.id != id || manifest.fingerprint != row->fingerprint)
       throw Error(Code::kCorrupt, "verify checkpoint", id, "it is another one, " + manifest.id);
   } catch (const Error& error) {
@@ -507,12 +528,15 @@ void Checkpoints::verify(const std::string& id) {
   }
 }
 
-// A disk may lose bits of a file that nobody has written to, which no restore would notice.
-void Checkpoints::scrub_loop() {
-  // Of this thread alone.
+void Checkpoints::lowest_priority() {
   ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 19);
   constexpr int kIdle = 3 << 13;
   ::syscall(SYS_ioprio_set, 1, 0, kIdle);
+}
+
+// A disk may lose bits of a file that nobody has written to, which no restore would notice.
+void Checkpoints::scrub_loop() {
+  lowest_priority();
   for (;;) {
     std::int64_t next_us = scrub();
     std::unique_lock lock(mutex_);
@@ -548,24 +572,29 @@ std::int64_t Checkpoints::scrub() {
 StoreSize Checkpoints::store_size() {
   StoreSize size;
   size.quota = settings_.checkpoint_quota;
-  for (const auto& row : database_.checkpoints())
-    if (exists(settings_.checkpoint_dir(row.id))) size.used += row.bytes;
+  for (auto& row : database_.checkpoints()) {
+    look(row);
+    size.used += row.stored_bytes;
+  }
   struct statvfs info {};
   if (::statvfs((settings_.data_dir + "/checkpoints").c_str(), &info) == 0)
     size.free = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
   return size;
 }
 
-bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::string* why) {
+bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::string* why,
+                            std::uint64_t passing) {
   {
     std::scoped_lock lock(mutex_);
+    passing += inflating_;
     for (const auto& [id, more] : reserved_) bytes += more;
   }
   for (;;) {
     StoreSize size = store_size();
     std::uint64_t over_quota =
         size.quota && size.used + bytes > size.quota ? size.used + bytes - size.quota : 0;
-    std::uint64_t over_disk = bytes + kReserve > size.free ? bytes + kReserve - size.free : 0;
+    std::uint64_t needed = bytes + passing + kReserve;
+    std::uint64_t over_disk = needed > size.free ? needed - size.free : 0;
     if (!over_quota && !over_disk) return true;
     std::set<std::string> busy = used();
     busy.insert(keep);
@@ -583,7 +612,7 @@ bool Checkpoints::make_room(std::uint64_t bytes, const std::string& keep, std::s
                  : fmt::format(
                        "{} more would not fit on the disk, which has {} left; make room, "
                        "or remove checkpoints",
-                       format_bytes(bytes), format_bytes(size.free));
+                       format_bytes(bytes + passing), format_bytes(size.free));
       return false;
     }
     retire(oldest->id,
@@ -691,7 +720,18 @@ void Checkpoints::recover(
   // Folders that no row knows: of a database that was removed or put back from a backup.
   for (const auto& entry : std::filesystem::directory_iterator(settings_.data_dir + "/checkpoints"))
     if (!database_.checkpoint(entry.path().filename())) discard_files(entry.path().filename());
+  // One that is being compressed already, by hand, cleans up by itself.
+  if (std::unique_lock quiet(compress_mutex_, std::try_to_lock); quiet) {
+    std::scoped_lock lock(inflate_mutex_);
+    for (const auto& row : database_.checkpoints())
+      try_to("what compressing has left could not be removed", row.id,
+             [&] { checkpoint::tidy_rest(settings_.checkpoint_dir(row.id)); });
+  }
   replica_ended();
+  // Not before: another daemon that this one takes over from may have used them until now.
+  std::scoped_lock lock(mutex_);
+  if (settings_.compress_after_us && !closing_ && !rester_.joinable())
+    rester_ = std::thread([this] { rest_loop(); });
 }
 
 void Checkpoints::work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&)) {

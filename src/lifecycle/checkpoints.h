@@ -28,7 +28,8 @@ struct UsableCheckpoint {
   std::string directory;
   std::vector<std::string> layers;  // absolute, topmost first
   bool served = false;              // its record knows the first moments of service
-  std::shared_ptr<void> pin;        // its files stay as long as this lives
+  std::int64_t inflate_begin_us = 0, inflate_end_us = 0;  // monotonic; 0: it was not at rest
+  std::shared_ptr<void> pin;                              // its files stay as long as this lives
 };
 
 // The right to dump one fingerprint, and the place for it.
@@ -113,6 +114,11 @@ class Checkpoints {
   // Reads all of an available one, now. Error kCorrupt, kNotFound when it is broken; it is marked
   // then, and never offered again. The daemon does so by itself, too (Settings::verify_every_us).
   void verify(const std::string& id);
+  // Compresses the memory of an available one that nothing uses, now. Error kConflict when it is
+  // used, or needed meanwhile: all is as it was then. The daemon does so by itself, too
+  // (Settings::compress_after_us); the next start from it inflates it.
+  void compress(const std::string& id);
+  void look(state::CheckpointRow& row);  // completes what the database does not know
   StoreSize store_size();
   void replica_ended() noexcept;  // files of deleted checkpoints may go now
   // Waits until a checkpoint has left creating, sealed and verifying. False at the deadline.
@@ -132,6 +138,13 @@ class Checkpoints {
   void scrub_loop();
   // Reads those whose time has come; how long until the next one's has.
   std::int64_t scrub();
+  void rest_loop();
+  // Compresses those not used for long enough; how long until the next one is due.
+  std::int64_t rest();
+  // Of a pinned one, before its files are used.
+  void inflate(UsableCheckpoint& usable);
+  bool used_besides(const std::string& id);  // by anybody but one who has pinned it
+  static void lowest_priority();             // of this thread, for the processor and the disk
   void work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&));
   bool finish(Job& job);
   void fail(const DumpTicket& ticket, const std::string& reason, bool count);
@@ -150,8 +163,10 @@ class Checkpoints {
   void back_off(const std::string& fingerprint, const std::string& reason);
   // Work that others do not wait for: an error is logged.
   void try_to(const char* what, const std::string& id, const std::function<void()>& work) noexcept;
-  // Removes what was used longest ago until `bytes` more fit. False: they do not.
-  bool make_room(std::uint64_t bytes, const std::string& keep, std::string* why);
+  // Removes what was used longest ago until `bytes` more fit, and on the disk `passing` more for a
+  // while. False: they do not.
+  bool make_room(std::uint64_t bytes, const std::string& keep, std::string* why,
+                 std::uint64_t passing = 0);
   const Settings& settings_;
   state::Database& database_;
   Slots& slots_;
@@ -162,6 +177,13 @@ class Checkpoints {
   checkpoint::Verifier verifier_;
   Fd closing_event_;
   std::mutex mutex_, discard_mutex_, record_mutex_, begin_mutex_;
+  // One is compressed, and one inflated at a time. rest_mutex_: plain files go; whoever has pinned
+  // a checkpoint and then held it knows that those it has stay. In this order, before begin_mutex_
+  // and mutex_.
+  std::mutex compress_mutex_, inflate_mutex_, rest_mutex_;
+  std::uint64_t rest_moves_ = 0;          // how often any files went, with rest_mutex_
+  std::uint64_t inflating_ = 0;           // bytes that are on their way, with mutex_
+  std::set<std::string> hardly_smaller_;  // were not worth it, with compress_mutex_
   std::condition_variable changed_;
   // Apart: what a dump left in memory is not to wait for another's proof.
   std::deque<Job> jobs_, proofs_;
@@ -172,7 +194,7 @@ class Checkpoints {
   std::multimap<std::string, Fd> settlers_;        // events of who waits for one
   std::set<std::string> to_collect_;
   bool closing_ = false;
-  std::thread sealer_, prover_, scrubber_;
+  std::thread sealer_, prover_, scrubber_, rester_;
 };
 
 }  // namespace thaw::lifecycle

@@ -301,6 +301,14 @@ void Replica::add_phases(const nlohmann::json& phases, const std::string& prefix
                            phase.at("end_us").get<std::int64_t>() - row_.requested_mono_us});
 }
 
+void Replica::note_inflating(const UsableCheckpoint& checkpoint) {
+  if (checkpoint.inflate_end_us)
+    add_phases({{{"name", "inflate"},
+                 {"start_us", checkpoint.inflate_begin_us},
+                 {"end_us", checkpoint.inflate_end_us}}},
+               "preparing");
+}
+
 // The only place where a replica's state changes. Written first: what could not be written has not
 // happened. But an end happens, whatever the disk says, and is written when that is possible again.
 void Replica::move(Event event, const std::string& message, nlohmann::json data, bool anyway) {
@@ -441,6 +449,7 @@ void Replica::start() {
     checkpoint = services_.checkpoints.find(
         plan_.fingerprint,
         [&](const std::string& why, std::optional<Outcome> outcome) { pass_over(why, outcome); });
+  if (checkpoint) note_inflating(*checkpoint);
   if (checkpoint) fault_point("restore.found");
   if (plan_.checkpoint.enabled && !checkpoint &&
       !services_.checkpoints.exists_for(plan_.fingerprint))

@@ -95,6 +95,7 @@ class Replica {
   void pass_over(const std::string& why, std::optional<Outcome> outcome);
   void take_slot();
   bool try_restore(const UsableCheckpoint& checkpoint, bool own = false);
+  void note_inflating(const UsableCheckpoint& checkpoint);
   void wait_until_taken();
   void wake_standby();
   void fall_back(const RestoreEnd& end, Outcome outcome, const UsableCheckpoint& checkpoint);

@@ -1466,18 +1466,22 @@ ExecStream Controller::exec(const std::string& text, const std::vector<std::stri
 std::vector<state::CheckpointRow> Controller::checkpoints(const std::string& pod) {
   std::vector<state::CheckpointRow> rows;
   for (auto& row : impl_->database.checkpoints(pod))
-    if (row.status != "deleted") rows.push_back(std::move(row));
+    if (row.status != "deleted") {
+      impl_->checkpoints.look(row);
+      rows.push_back(std::move(row));
+    }
   return rows;
 }
 
 state::CheckpointRow Controller::checkpoint(const std::string& text) {
+  std::vector<state::CheckpointRow> rows = checkpoints();
   std::vector<std::string> ids;
-  for (auto& row : checkpoints()) ids.push_back(row.id);
+  for (auto& row : rows) ids.push_back(row.id);
   std::string id = unique_match(ids, text, "checkpoint");
   if (id.empty())
     throw Error(Code::kNotFound, "find checkpoint", text, "there is no such checkpoint",
                 "see `thaw checkpoint ls`");
-  return *impl_->database.checkpoint(id);
+  return *std::find_if(rows.begin(), rows.end(), [&](auto& row) { return row.id == id; });
 }
 
 nlohmann::json Controller::inspect_checkpoint(const std::string& text) {
@@ -1511,7 +1515,7 @@ state::CheckpointRow Controller::create_checkpoint(const std::string& name) {
                 "scale it to 1 and wait, or look at `thaw ps`");
   std::string id = chosen->checkpoint_now(Deadline::after_ms(10 * 60'000));
   impl_->checkpoints.wait_settled(id, Deadline::after_ms(10 * 60'000));
-  return *impl_->database.checkpoint(id);
+  return checkpoint(id);
 }
 
 void Controller::remove_checkpoint(const std::string& text) {
@@ -1521,6 +1525,12 @@ void Controller::remove_checkpoint(const std::string& text) {
 state::CheckpointRow Controller::verify_checkpoint(const std::string& text) {
   std::string id = checkpoint(text).id;
   impl_->checkpoints.verify(id);
+  return checkpoint(id);
+}
+
+state::CheckpointRow Controller::compress_checkpoint(const std::string& text) {
+  std::string id = checkpoint(text).id;
+  impl_->checkpoints.compress(id);
   return checkpoint(id);
 }
 

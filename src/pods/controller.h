@@ -105,6 +105,8 @@ class Controller {
   void remove_checkpoint(const std::string& id_or_prefix);
   // Reads all of it. Error kCorrupt when it is broken: it is not offered any more.
   state::CheckpointRow verify_checkpoint(const std::string& id_or_prefix);
+  // Compresses its memory, now. Error kConflict when something uses it.
+  state::CheckpointRow compress_checkpoint(const std::string& id_or_prefix);
   // Forgets the failures of the pod: the next cold start dumps, the next start restores.
   PodView retry_checkpoint(const std::string& pod);
 

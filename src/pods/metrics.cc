@@ -91,6 +91,9 @@ void Metrics::catch_up() {
 void Metrics::count(const state::EventRow& event) {
   ++counters_[labelled("thaw_events_total", {{"type", event.type}})];
   count_checkpoint(event);
+  if (event.type == "memory.compressed" || event.type == "memory.inflated")
+    rests_[event.type == "memory.inflated" ? "way=\"inflate\"" : "way=\"compress\""].add(
+        static_cast<double>(event.data.value("took_us", std::int64_t{0})) / 1e6);
   if (event.type == "replica.fallback" || event.type == "replica.preparing")
     if (std::string outcome = event.data.value("outcome", ""); !outcome.empty())
       ++counters_[labelled("thaw_restores_total", {{"outcome", outcome}})];
@@ -182,6 +185,8 @@ std::string Metrics::text() {
   histograms("thaw_start_seconds", "From the request to the open gate", starts_);
   histograms("thaw_dump_seconds", "Dumps, and how long the replica was frozen for them", dumps_);
   histograms("thaw_proof_seconds", "Proofs of new checkpoints", proofs_);
+  histograms("thaw_rest_seconds", "Memory of checkpoints that was compressed, or inflated again",
+             rests_);
   return text;
 }
 
@@ -210,10 +215,14 @@ std::string gauges(const std::vector<PodView>& pods, const std::vector<state::Re
   family("thaw_replicas", "Replicas by their state");
   for (auto& [key, count] : states)
     text += metric("thaw_replicas", {{"pod", key.first}, {"state", key.second}}, count);
+  std::int64_t compressed = 0;
+  for (const auto& row : checkpoints) compressed += row.compressed;
   for (const auto& row : checkpoints) ++statuses[{row.pod, row.status}];
   family("thaw_checkpoints", "Checkpoints by their status");
   for (auto& [key, count] : statuses)
     text += metric("thaw_checkpoints", {{"pod", key.first}, {"status", key.second}}, count);
+  family("thaw_checkpoints_compressed", "Checkpoints whose memory is compressed");
+  text += metric("thaw_checkpoints_compressed", {}, compressed);
   auto of_store = [&](const char* name, const char* help, std::uint64_t bytes) {
     family(name, help);
     text += metric(name, {}, static_cast<std::int64_t>(bytes));

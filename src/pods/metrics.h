@@ -48,7 +48,7 @@ class Metrics {
   std::mutex mutex_;
   std::int64_t seen_;
   std::map<std::string, std::int64_t> counters_;  // by name with labels
-  std::map<std::string, Histogram> phases_, starts_, dumps_, proofs_;
+  std::map<std::string, Histogram> phases_, starts_, dumps_, proofs_, rests_;
   std::map<std::string, std::int64_t> proof_began_;  // by checkpoint, wall clock
   std::atomic<bool> closing_ = false;
   std::thread thread_;

@@ -65,6 +65,9 @@ struct CheckpointRow {
   std::int64_t freeze_us = 0, dump_us = 0;
   std::int64_t restores = 0, failures_in_a_row = 0;
   std::string replica;  // dumped from
+  // Of its files, not of the database: lifecycle::Checkpoints::look() tells.
+  std::uint64_t stored_bytes = 0;  // as they lie on the disk
+  bool compressed = false;         // its memory is at rest
 };
 
 struct EventRow {

@@ -15,6 +15,7 @@ CASES = (
     "restore.asked:shim", "shim.restore.resuming:criu", "shim.restore.done:container", "fallback.begun:self", "stop.intended:self",
     "stop.signalled:shim", "pod.removed:self", "checkpoint.deleted:self", "standby.taken:shim", "pause.rested:self",
     "shutdown.begun:self", "adopt.slot:self", "handover.released:self", "handover.taken:self",
+    "rest.written:self", "rest.removed:self", "inflate.placed:self",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ PATHS = (
     ("slot.", "start"), ("shim.prepare.", "start"), ("restore.", "restore"), ("shim.restore.", "restore"), ("fallback.", "fallback"),
     ("standby.", "standby"), ("pause.", "pause"), ("hook.", "hook"), ("create.", "create"), ("scale.", "restore"), ("shutdown.", "shutdown"), ("adopt.", "adopt"),
     ("recover.", "adopt"), ("listeners.", "adopt"), ("handover.", "handover"), ("stop.", "stop"), ("shim.destroy.", "stop"), ("pod.", "remove"),
-    ("checkpoint.deleted", "drop"), ("", "cold"),
+    ("checkpoint.deleted", "drop"), ("rest.", "rest"), ("inflate.", "inflate"), ("", "cold"),
 )  # fmt: skip
 
 
@@ -337,6 +337,24 @@ class Torture:
         if not self.daemon.replicas(pod.name, "ready"):
             self.attempt(lambda: self.daemon.scale(pod.name, 1), "the pod starts")
         self.serves(pod)
+
+    def before_rest(self):
+        return self.warm("rests")
+
+    def walk_rest(self, pod):
+        self.daemon.api("POST", f"/v1/checkpoints/{self.offered(pod)}/compress")
+
+    after_rest = after_restore
+
+    def before_inflate(self):
+        pod = self.warm("rests")
+        self.daemon.api("POST", f"/v1/checkpoints/{self.offered(pod)}/compress")
+        return pod
+
+    walk_inflate, after_inflate = walk_restore, after_restore
+
+    def offered(self, pod):
+        return self.daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"]
 
     def before_standby(self):
         return self.warm("stands", replicas={"min": 1, "max": 4, "standby": 1})
