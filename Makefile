@@ -60,6 +60,7 @@ bench: setup all ## measure
 	@bench/many
 	@bench/dump
 	@bench/awkward
+	@bench/rest
 	@bench/gateway
 	@cmake --build --preset release --target micro_bench
 	@$(release)/micro_bench

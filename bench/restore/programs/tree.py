@@ -1,15 +1,19 @@
 """A tree of an awkward kind, and an HTTP server on port 8000 that answers when it stands.
 
+    tree.py objects MIB      so much memory of Python objects: syntax trees of Python's own library, again and again
     tree.py heap MIB         so much anonymous memory, no two pages alike
     tree.py vmas COUNT       so many mappings of one page each
     tree.py threads COUNT    so many threads, each waiting
     tree.py processes COUNT  so many forked processes, each waiting with a page of its own
 """
 
+import ast
 import ctypes
+import gc
 import http.server
 import mmap
 import os
+import pathlib
 import signal
 import socketserver
 import sys
@@ -31,6 +35,17 @@ def heap(mib):
     kept.append(memory)
     last = mib * 256 - 1
     return lambda: int.from_bytes(memory[last * PAGE : last * PAGE + 4], "little") == last
+
+
+def objects(mib):
+    gc.disable()  # nothing becomes garbage, and looking for it would take longer each time
+    sources = sorted(pathlib.Path(os.__file__).parent.glob("*.py"))
+    text = [source.read_text(encoding="utf-8", errors="replace") for source in sources]
+    size = pathlib.Path("/proc/self/statm")
+    while int(size.read_text().split()[1]) * PAGE < mib * MIB:
+        kept.append(ast.parse(text[len(kept) % len(text)]))
+    last = kept[-1]
+    return lambda: all(isinstance(node, ast.AST) for node in ast.walk(last))
 
 
 def vmas(count):
@@ -90,7 +105,7 @@ class Server(http.server.HTTPServer):
 
 
 kind, size = sys.argv[1], int(sys.argv[2])
-whole = {"heap": heap, "vmas": vmas, "threads": threads, "processes": processes}[kind](size)
+whole = {"objects": objects, "heap": heap, "vmas": vmas, "threads": threads, "processes": processes}[kind](size)
 server = Server(("0.0.0.0", 8000), Handler)
 server.whole = whole
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
