@@ -354,7 +354,8 @@ class Torture:
     walk_inflate, after_inflate = walk_restore, after_restore
 
     def offered(self, pod):
-        return self.daemon.api("GET", f"/v1/pods/{pod.name}")["checkpoint"]["id"]
+        # Not the pod's own word, which a daemon that has just started may not have yet.
+        return next(row["id"] for row in self.daemon.api("GET", f"/v1/checkpoints?pod={pod.name}") if row["status"] == "available")
 
     def before_standby(self):
         return self.warm("stands", replicas={"min": 1, "max": 4, "standby": 1})
