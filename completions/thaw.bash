@@ -9,7 +9,7 @@ _thaw() {
       return
     fi
     case "$node ${COMP_WORDS[i]}" in
-    'thaw daemon' | 'thaw deploy' | 'thaw serve' | 'thaw init' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw secret' | 'thaw token' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint verify' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm' | 'thaw secret set' | 'thaw secret ls' | 'thaw secret rm' | 'thaw token create' | 'thaw token ls' | 'thaw token rm') node="$node ${COMP_WORDS[i]}" ;;
+    'thaw daemon' | 'thaw deploy' | 'thaw serve' | 'thaw init' | 'thaw ls' | 'thaw ps' | 'thaw logs' | 'thaw exec' | 'thaw scale' | 'thaw stop' | 'thaw rm' | 'thaw events' | 'thaw trace' | 'thaw checkpoint' | 'thaw image' | 'thaw secret' | 'thaw token' | 'thaw doctor' | 'thaw version' | 'thaw schema' | 'thaw completion' | 'thaw checkpoint ls' | 'thaw checkpoint create' | 'thaw checkpoint inspect' | 'thaw checkpoint verify' | 'thaw checkpoint compress' | 'thaw checkpoint rm' | 'thaw checkpoint retry' | 'thaw image ls' | 'thaw image import' | 'thaw image rm' | 'thaw secret set' | 'thaw secret ls' | 'thaw secret rm' | 'thaw token create' | 'thaw token ls' | 'thaw token rm') node="$node ${COMP_WORDS[i]}" ;;
     esac
   done
   case "$node $prev" in
@@ -27,6 +27,7 @@ _thaw() {
     'thaw daemon --slots') kind=nothing ;;
     'thaw daemon --checkpoint-quota') kind=nothing ;;
     'thaw daemon --verify-every') kind=nothing ;;
+    'thaw daemon --checkpoint-compress-after') kind=nothing ;;
     'thaw daemon --image-quota') kind=nothing ;;
     'thaw daemon --image-size') kind=nothing ;;
     'thaw daemon --hold-connections') kind=nothing ;;
@@ -90,6 +91,7 @@ _thaw() {
     'thaw checkpoint create --host') kind=nothing ;;
     'thaw checkpoint inspect --host') kind=nothing ;;
     'thaw checkpoint verify --host') kind=nothing ;;
+    'thaw checkpoint compress --host') kind=nothing ;;
     'thaw checkpoint rm --host') kind=nothing ;;
     'thaw checkpoint retry --host') kind=nothing ;;
     'thaw image --host') kind=nothing ;;
@@ -119,7 +121,7 @@ _thaw() {
   if [[ -z $values && -z $kind ]]; then
     case "$node" in
     'thaw') offers='daemon deploy serve init ls ps logs exec scale stop rm events trace checkpoint image secret token doctor version schema completion --host -h --help' ;;
-    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --secrets-key --slots --checkpoint-quota --verify-every --image-quota --image-size --hold-connections --hold-bytes --hold-time --idle-time --half-closed-time --front --front-tls-cert --front-tls-key --front-header-time --front-keep-alive-time --front-stall-time --replace --hand-over-time --stop-replicas-on-exit --host -h --help' ;;
+    'thaw daemon') offers='--data-dir --listen --tls-cert --tls-key --group --log-level --log-format --runtime --criu --secrets-key --slots --checkpoint-quota --verify-every --checkpoint-compress-after --image-quota --image-size --hold-connections --hold-bytes --hold-time --idle-time --half-closed-time --front --front-tls-cert --front-tls-key --front-header-time --front-keep-alive-time --front-stall-time --replace --hand-over-time --stop-replicas-on-exit --host -h --help' ;;
     'thaw deploy') offers='--name --image --rootfs -p --port --checkpoint-when -e --env -v --mount -u --user -w --workdir --cpu --memory --pids --gpu --min --max --replicas --idle --wait --no-wait --timeout --dry-run --json -q --quiet --host -h --help' ;;
     'thaw serve') offers='--timeout --host -h --help' ;;
     'thaw init') offers='--host -h --help' ;;
@@ -132,11 +134,12 @@ _thaw() {
     'thaw rm') offers='-f --force --host -h --help' ;;
     'thaw events') offers='-f --follow --pod --after --json --host -h --help' ;;
     'thaw trace') offers='--chrome --host -h --help' ;;
-    'thaw checkpoint') offers='ls create inspect verify rm retry --host -h --help' ;;
+    'thaw checkpoint') offers='ls create inspect verify compress rm retry --host -h --help' ;;
     'thaw checkpoint ls') offers='--json -q --quiet --pod --host -h --help' ;;
     'thaw checkpoint create') offers='--json --host -h --help' ;;
     'thaw checkpoint inspect') offers='--host -h --help' ;;
     'thaw checkpoint verify') offers='--all --host -h --help' ;;
+    'thaw checkpoint compress') offers='--host -h --help' ;;
     'thaw checkpoint rm') offers='--host -h --help' ;;
     'thaw checkpoint retry') offers='--host -h --help' ;;
     'thaw image') offers='ls import rm --host -h --help' ;;
@@ -171,6 +174,7 @@ _thaw() {
     'thaw checkpoint create') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw checkpoint inspect') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
     'thaw checkpoint verify') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
+    'thaw checkpoint compress') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
     'thaw checkpoint rm') values=$(thaw checkpoint ls -q 2>/dev/null) ;;
     'thaw checkpoint retry') values=$(thaw ls -q 2>/dev/null) ;;
     'thaw image import') kind=files ;;

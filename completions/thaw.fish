@@ -3,7 +3,7 @@ function __thaw_at
     set -l node thaw
     for word in (commandline -opc)[2..]
         switch "$node $word"
-            case 'thaw daemon' 'thaw deploy' 'thaw serve' 'thaw init' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint verify' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw secret' 'thaw secret set' 'thaw secret ls' 'thaw secret rm' 'thaw token' 'thaw token create' 'thaw token ls' 'thaw token rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
+            case 'thaw daemon' 'thaw deploy' 'thaw serve' 'thaw init' 'thaw ls' 'thaw ps' 'thaw logs' 'thaw exec' 'thaw scale' 'thaw stop' 'thaw rm' 'thaw events' 'thaw trace' 'thaw checkpoint' 'thaw checkpoint ls' 'thaw checkpoint create' 'thaw checkpoint inspect' 'thaw checkpoint verify' 'thaw checkpoint compress' 'thaw checkpoint rm' 'thaw checkpoint retry' 'thaw image' 'thaw image ls' 'thaw image import' 'thaw image rm' 'thaw secret' 'thaw secret set' 'thaw secret ls' 'thaw secret rm' 'thaw token' 'thaw token create' 'thaw token ls' 'thaw token rm' 'thaw doctor' 'thaw version' 'thaw schema' 'thaw completion' 
                 set node "$node $word"
         end
     end
@@ -23,7 +23,7 @@ complete -c thaw -n '__thaw_at "thaw"' -a stop -d 'Stop all replicas of a pod, o
 complete -c thaw -n '__thaw_at "thaw"' -a rm -d 'Remove pods'
 complete -c thaw -n '__thaw_at "thaw"' -a events -d 'Show what happened'
 complete -c thaw -n '__thaw_at "thaw"' -a trace -d 'Show where the time of a replica'\''s start went'
-complete -c thaw -n '__thaw_at "thaw"' -a checkpoint -d 'List, create, inspect, verify and remove checkpoints'
+complete -c thaw -n '__thaw_at "thaw"' -a checkpoint -d 'List, create, inspect, verify, compress and remove checkpoints'
 complete -c thaw -n '__thaw_at "thaw"' -a image -d 'List, import and remove images'
 complete -c thaw -n '__thaw_at "thaw"' -a secret -d 'Keep secrets for pods to name'
 complete -c thaw -n '__thaw_at "thaw"' -a token -d 'Make, list and remove tokens for the API over the network'
@@ -46,6 +46,7 @@ complete -c thaw -n '__thaw_at "thaw daemon"' -l secrets-key -r -F -d 'The key t
 complete -c thaw -n '__thaw_at "thaw daemon"' -l slots -x -d 'Slots prepared ahead (2)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-quota -x -d 'What all checkpoints may take on disk; those not used for longest go first (no limit but the disk)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l verify-every -x -d 'How often each checkpoint is read whole, to find what its disk has lost; 0: never (7d)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-compress-after -x -d 'Compresses the memory of checkpoints that nothing has used for so long; the next start from one inflates it; 0 or never: they stay plain (24h)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l image-quota -x -d 'What all images may take on disk (no limit but the disk)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l image-size -x -d 'What one image may take, unpacked (64GiB)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l hold-connections -x -d 'Connections held for a pod'\''s port while no replica is ready (1024)'
@@ -146,6 +147,7 @@ complete -c thaw -n '__thaw_at "thaw checkpoint"' -a ls -d 'List checkpoints, ne
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a create -d 'Checkpoint a ready replica of a pod now'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a inspect -d 'Show a checkpoint and its manifest as JSON'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a verify -d 'Read checkpoints whole and compare their digests'
+complete -c thaw -n '__thaw_at "thaw checkpoint"' -a compress -d 'Compress the memory of checkpoints that nothing uses'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a rm -d 'Remove checkpoints'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -a retry -d 'Forget failed dumps and restores of a pod'
 complete -c thaw -n '__thaw_at "thaw checkpoint"' -l host -x -d 'The daemon to talk to'
@@ -166,6 +168,9 @@ complete -c thaw -n '__thaw_at "thaw checkpoint verify"' -l all -d 'All that are
 complete -c thaw -n '__thaw_at "thaw checkpoint verify"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw checkpoint verify"' -s h -l help -d 'Show help'
 complete -c thaw -n '__thaw_at "thaw checkpoint verify"' -a '(thaw checkpoint ls -q 2>/dev/null)'
+complete -c thaw -n '__thaw_at "thaw checkpoint compress"' -l host -x -d 'The daemon to talk to'
+complete -c thaw -n '__thaw_at "thaw checkpoint compress"' -s h -l help -d 'Show help'
+complete -c thaw -n '__thaw_at "thaw checkpoint compress"' -a '(thaw checkpoint ls -q 2>/dev/null)'
 complete -c thaw -n '__thaw_at "thaw checkpoint rm"' -l host -x -d 'The daemon to talk to'
 complete -c thaw -n '__thaw_at "thaw checkpoint rm"' -s h -l help -d 'Show help'
 complete -c thaw -n '__thaw_at "thaw checkpoint rm"' -a '(thaw checkpoint ls -q 2>/dev/null)'
