@@ -307,10 +307,12 @@ void prepare_rootfs(const ContainerSpec& spec, const SlotPaths& paths) {
     lowers += (lowers.empty() ? "" : ":") + escape_overlay(lower);
   // redirect_dir and metacopy would put references to other layers into the upper; a checkpoint's
   // layer must stand alone. The index keeps the names of one file together when it is written to:
-  // those a checkpoint's layer holds are in a lower layer here.
+  // those a checkpoint's layer holds are in a lower layer here. Nothing is written through to the
+  // disk (volatile): no upper outlives the host, and a restore would wait for the disk with each
+  // file that the program has open for writing, since opening it copies it up and syncs the copy.
   std::string options = "lowerdir=" + lowers + ",upperdir=" + escape_overlay(paths.upper()) +
                         ",workdir=" + escape_overlay(paths.work()) +
-                        ",redirect_dir=off,metacopy=off,index=on,xino=off";
+                        ",redirect_dir=off,metacopy=off,index=on,xino=off,volatile";
   check(::mount("overlay", paths.rootfs().c_str(), "overlay", MS_NODEV, options.c_str()),
         "mount overlay at", paths.rootfs());
   write_file(paths.etc() + "/resolv.conf", spec.cut_off ? "" : resolver_configuration());

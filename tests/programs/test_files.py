@@ -5,7 +5,7 @@ import json
 
 import thawtest
 from roundtrip import Program, Replica, app, deploy, http_live, http_state, same_state, tests
-from thawtest import equal
+from thawtest import check, equal
 
 
 def files_state(replica):
@@ -20,6 +20,8 @@ def test_checkpoint_of_a_restored_replica(daemon):
     program = dataclasses.replace(OVERLAY, name="generations")
     replica = deploy(daemon, program)
     checkpoint = daemon.wait_checkpoint(program.name)
+    root = next(line for line in replica.run("cat", "/proc/self/mountinfo").splitlines() if line.split()[4] == "/")
+    check(any(option.endswith("volatile") for option in root.split()[-1].split(",")), f"a file that is opened for writing would be written to the disk first: {root}")
     for generation in ("second", "third"):
         replicas = daemon.scale(program.name, 2)
         daemon.api("POST", f"/v1/replicas/{replica.id}/stop")  # the pod wants one less from then on
