@@ -146,10 +146,23 @@ std::uint64_t Replica::dump_bytes() const {
   return memory_bytes() + (upper.empty() ? 0 : store::tree_bytes(upper));
 }
 
-std::uint64_t Replica::memory_bytes() const {
+std::uint64_t Replica::charged_bytes() const {
   std::scoped_lock lock(mutex_);
   if (!slot_) return 0;
   return runtime::Cgroup(runtime::CgroupLayout::detect(), slot_->cgroup).memory_bytes();
+}
+
+// What a dump takes: also what was never read since a restore, which is read then.
+std::uint64_t Replica::memory_bytes() const {
+  std::shared_ptr<ShimClient> shim;
+  {
+    std::scoped_lock lock(mutex_);
+    if (!slot_) return 0;
+    shim = slot_->shim;
+  }
+  nlohmann::json status = shim->call({{"op", "status"}}, Deadline::after_ms(5000));
+  return charged_bytes() +
+         (status.contains("memory") ? status["memory"].at("unread_bytes").get<std::uint64_t>() : 0);
 }
 
 std::string Replica::stop_reason() const {
@@ -406,7 +419,7 @@ void Replica::live() {
       // What the old daemon waited for is waited for again; a dump it began is void, but the gate
       // stays closed until it is over.
       slot_->shim->call({{"op", "settle"}},
-                        Deadline::after_us(dump_timeout_us(memory_bytes()) + kAnswerUs));
+                        Deadline::after_us(dump_timeout_us(charged_bytes()) + kAnswerUs));
       wake_processes();
       when_there_is_room("wait for its condition", [this] { warm_up(); });
     } else if (adopted_ && state() == State::kPausing) {

@@ -140,6 +140,7 @@ class Replica {
   bool stop_asked() const;
   std::string stop_reason() const;
   std::string log_dir() const;
+  std::uint64_t charged_bytes() const;
   std::uint64_t memory_bytes() const;
   std::uint64_t dump_bytes() const;
   void fault(FaultName name) const;

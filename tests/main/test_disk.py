@@ -70,6 +70,10 @@ def test_quota():
         refused = daemon.cli("checkpoint", "create", "four", check_exit=False)
         check(refused.returncode == 1 and "quota" in refused.stderr, f"`thaw checkpoint create`: {refused.returncode}, {refused.stderr}")
 
+        # A restored replica has read little of its memory, but a dump of it takes all.
+        refused = daemon.cli("checkpoint", "create", "three", check_exit=False)
+        check(refused.returncode == 1 and "quota" in refused.stderr, f"`thaw checkpoint create` of unread memory: {refused.returncode}, {refused.stderr}")
+
         # When one is not in use any more there is room.
         daemon.scale("one", 0)
         since = daemon.last_event()
