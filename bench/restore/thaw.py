@@ -41,7 +41,7 @@ class Daemon:
                 [str(binary), "daemon", "--data-dir", str(self.data), "--listen", self.address, "--stop-replicas-on-exit", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,  # Ctrl-C is for this program
             )  # fmt: skip
-        self.api = _UnixConnection(self.path, READY_SECONDS + 30)
+        self.api, self.asked = _UnixConnection(self.path, READY_SECONDS + 30), 0
         try:
             host.wait_for(self.answers, "the daemon's first answer", seconds)
         except BaseException:
@@ -61,6 +61,10 @@ class Daemon:
         return " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-5:])
 
     def send(self, method, path, body=None):
+        # The daemon ends a connection that nothing is asked on, as while a cold start takes minutes.
+        if time.monotonic() - self.asked > 20:
+            self.api.close()
+        self.asked = time.monotonic()
         text = json.dumps(body) if body is not None else None
         self.api.request(method, path, text, {"Content-Type": "application/json"} if text else {})
 
