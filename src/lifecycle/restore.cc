@@ -40,8 +40,9 @@ int criu_log_level(int otherwise) {
 }
 
 std::int64_t restore_timeout_us(const checkpoint::Manifest& manifest) {
-  // 20 MiB/s is slower than any disk that images should lie on. CRIU goes through processes, threads
-  // and mappings one by one, at the dump as here; this machine may be busier than it was then.
+  // 20 MiB/s is slower than any disk that images should lie on. CRIU goes through processes,
+  // threads and mappings one by one, at the dump as here; this machine may be busier than it was
+  // then.
   return 20'000'000 + static_cast<std::int64_t>(manifest.memory_bytes / 20) +
          10 * manifest.freeze_us;
 }
