@@ -46,7 +46,7 @@ complete -c thaw -n '__thaw_at "thaw daemon"' -l secrets-key -r -F -d 'The key t
 complete -c thaw -n '__thaw_at "thaw daemon"' -l slots -x -d 'Slots prepared ahead (2)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-quota -x -d 'What all checkpoints may take on disk; those not used for longest go first (no limit but the disk)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l verify-every -x -d 'How often each checkpoint is read whole, to find what its disk has lost; 0: never (7d)'
-complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-compress-after -x -d 'Compresses the memory of checkpoints that nothing has used for so long; the next start from one inflates it; 0 or never: they stay plain (24h)'
+complete -c thaw -n '__thaw_at "thaw daemon"' -l checkpoint-compress-after -x -d 'Compresses the memory of checkpoints that nothing has used for so long; the next start from one inflates it; 0 or never: they stay plain (7d)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l image-quota -x -d 'What all images may take on disk (no limit but the disk)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l image-size -x -d 'What one image may take, unpacked (64GiB)'
 complete -c thaw -n '__thaw_at "thaw daemon"' -l hold-connections -x -d 'Connections held for a pod'\''s port while no replica is ready (1024)'

@@ -201,7 +201,7 @@ int daemon(DaemonOptions& options) {
             : duration_us(options.compress_after, "--checkpoint-compress-after");
   if (std::int64_t after = options.settings.compress_after_us; after && after < 1'000'000)
     throw Error(Code::kInvalid, "use --checkpoint-compress-after", options.compress_after,
-                "it is below 1s", "give one such as 24h, or 0 for never");
+                "it is below 1s", "give one such as 7d, or 0 for never");
   read_traffic_limits(options);
   std::vector<api::Address> listen;
   for (auto& text : options.listen) listen.push_back(api::parse_address(text, "--listen"));
@@ -321,8 +321,7 @@ Command daemon_command() {
        "How often each checkpoint is read whole, to find what its disk has lost; 0: never (7d)"},
       {"--checkpoint-compress-after", "TIME", &options->compress_after,
        "Compresses the memory of checkpoints that nothing has used for so long; the next start "
-       "from "
-       "one inflates it; 0 or never: they stay plain (24h)"},
+       "from one inflates it; 0 or never: they stay plain (7d)"},
       {"--image-quota", "SIZE", &options->image_quota,
        "What all images may take on disk (no limit but the disk)"},
       {"--image-size", "SIZE", &options->image_size, "What one image may take, unpacked (64GiB)"},

@@ -18,7 +18,7 @@ struct Settings {
   std::int64_t verify_every_us =
       7LL * 24 * 3'600'000'000;  // each checkpoint is read whole; 0: never
   std::int64_t compress_after_us =
-      24LL * 3'600'000'000;                // a checkpoint not used for so long; 0: never
+      7LL * 24 * 3'600'000'000;            // a checkpoint not used for so long; 0: never
   std::uint64_t image_quota = 0;           // bytes all images may take; 0: what the disk has
   std::uint64_t image_size = 64ull << 30;  // bytes one image may take unpacked
 

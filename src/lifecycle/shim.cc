@@ -1013,12 +1013,13 @@ json Shim::dump(const json& request) {
 // A dump's memory is copied while the tree is frozen, so it goes to memory that was touched before.
 // Where there is room for it; nullptr otherwise, then CRIU writes to the disk.
 std::shared_ptr<DumpStage> Shim::stage(const std::string& directory, std::uint64_t spare) {
-  constexpr std::uint64_t kSpare = 256 << 20;
+  // For what else the machine needs while the copy is there, which takes as long as it is large.
+  constexpr std::uint64_t kSpare = 256 << 20, kSparePart = 8;
   // Besides those of its processes: of memory that they share. What a tree has more than this is
   // small, and goes to the tmpfs.
   constexpr std::size_t kSharedImages = 16, kMostImages = 256;
   std::uint64_t size = cgroup_->unfiled_bytes();
-  if (available_memory() < size + spare + kSpare) return nullptr;
+  if (available_memory() < size + size / kSparePart + spare + kSpare) return nullptr;
   std::size_t images = std::min(cgroup_->pids().size() + kSharedImages, kMostImages);
   std::string path = paths_.stage() + "/" + directory.substr(directory.rfind('/') + 1);
   try {

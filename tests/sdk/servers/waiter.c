@@ -1,9 +1,9 @@
 /* A C program with Thaw's header: ready, waits, and says what came of it. */
 #include "thaw.h"
 
-static void restored_as(void *name) {
-  thaw_identity("replica", (char *)name, 64);
-  printf("on_restore as %s\n", (char *)name);
+static void restored_as(void* name) {
+  thaw_identity("replica", (char*)name, 64);
+  printf("on_restore as %s\n", (char*)name);
   fflush(stdout);
 }
 
