@@ -255,6 +255,7 @@ def test_answers_are_as_described(daemon):
     check(api("GET", "/v1/secrets"), "an empty answer to /v1/secrets")
     api("DELETE", "/v1/secrets/key")
     api("POST", f"/v1/checkpoints/{checkpoint}/verify")
+    check("uses" in api("POST", f"/v1/checkpoints/{checkpoint}/compress")["error"]["cause"], "a checkpoint in use is compressed")
     api("POST", "/v1/images", {"source": "oci:/no/such/layout"})
     api("DELETE", "/v1/images/nothing")
     api("POST", f"/v1/replicas/{first}/stop")
