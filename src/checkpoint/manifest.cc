@@ -18,6 +18,7 @@
 #include "util/fault.h"
 #include "util/fd.h"
 #include "util/file.h"
+#include "util/parse_json.h"
 
 namespace thaw::checkpoint {
 namespace {
@@ -213,7 +214,12 @@ void write_signed(const std::string& path, nlohmann::json json, const std::strin
 nlohmann::json read_signed(const std::string& path, const std::string& key) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return nullptr;
-  nlohmann::json json = nlohmann::json::parse(read_file(path, 16u << 20), nullptr, false);
+  nlohmann::json json;
+  try {
+    json = parse_json(read_file(path, 16u << 20), path, Fractions::kRefused);
+  } catch (const Error& error) {
+    if (error.code() != Code::kCorrupt) throw;
+  }
   if (!json.is_object() || !json.contains("mac") || !json["mac"].is_string()) return nullptr;
   std::string mac = json["mac"];
   json.erase("mac");

@@ -4,6 +4,7 @@
 
 #include "util/error.h"
 #include "util/file.h"
+#include "util/parse_json.h"
 
 namespace thaw::image {
 namespace {
@@ -31,7 +32,7 @@ json read_blob(const std::string& directory, const json& descriptor, const std::
   if (sha256_hex(data) != hex)
     throw Error(Code::kCorrupt, "import image", reference,
                 "blob sha256:" + hex + " has other contents than its name says", "import it again");
-  return json::parse(data);
+  return parse_json(data, "blob sha256:" + hex);
 }
 
 [[noreturn]] void refuse(const std::string& reference, const std::string& cause,
@@ -80,7 +81,8 @@ std::string host_architecture() {
 
 Layout read_layout(const std::string& directory, const std::string& reference) {
   try {
-    json index = json::parse(read_file(directory + "/index.json", kBlobLimit));
+    std::string path = directory + "/index.json";
+    json index = parse_json(read_file(path, kBlobLimit), path);
     if (index.at("manifests").size() != 1)
       refuse(reference, "it is not one image", "name one image of it");
     const json& descriptor = index["manifests"][0];
@@ -100,7 +102,8 @@ Layout read_layout(const std::string& directory, const std::string& reference) {
     layout.id = hex_of(descriptor.at("digest"), reference);
     for (const json& layer : manifest.at("layers")) {
       layout.layers.push_back(directory + "/blobs/sha256/" + hex_of(layer.at("digest"), reference));
-      layout.layer_bytes += layer.value("size", std::uint64_t{0});
+      if (auto size = layer.find("size"); size != layer.end() && size->is_number_unsigned())
+        layout.layer_bytes += size->get<std::uint64_t>();
     }
     layout.config = json::object();
     // Builders write null for what is not set.
