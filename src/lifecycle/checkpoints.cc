@@ -74,7 +74,8 @@ Checkpoints::Checkpoints(const Settings& settings, state::Database& database, Sl
   make_directories(settings_.data_dir + "/checkpoints", 0700);
   sealer_ = std::thread([this] { work_loop(jobs_, &Checkpoints::finish); });
   prover_ = std::thread([this] { work_loop(proofs_, &Checkpoints::prove); });
-  if (settings_.verify_every_us) scrubber_ = std::thread([this] { scrub_loop(); });
+  if (settings_.verify_every_us)
+    scrubber_ = std::thread([this] { background_loop(&Checkpoints::scrub); });
 }
 
 Checkpoints::~Checkpoints() { close(); }
@@ -528,24 +529,21 @@ void Checkpoints::verify(const std::string& id) {
   }
 }
 
-void Checkpoints::lowest_priority() {
+void Checkpoints::background_loop(std::int64_t (Checkpoints::*look)()) {
+  // Of this thread alone.
   ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 19);
   constexpr int kIdle = 3 << 13;
   ::syscall(SYS_ioprio_set, 1, 0, kIdle);
-}
-
-// A disk may lose bits of a file that nobody has written to, which no restore would notice.
-void Checkpoints::scrub_loop() {
-  lowest_priority();
   for (;;) {
-    std::int64_t next_us = scrub();
+    std::int64_t next_us = (this->*look)();
     std::unique_lock lock(mutex_);
-    // What is made meanwhile was hashed just now: nothing of it is due before the next look.
+    // What is made or used meanwhile is not due before the next look.
     changed_.wait_for(lock, std::chrono::microseconds(next_us), [&] { return closing_; });
     if (closing_) return;
   }
 }
 
+// A disk may lose bits of a file that nobody has written to, which no restore would notice.
 std::int64_t Checkpoints::scrub() {
   std::int64_t next_us = settings_.verify_every_us;
   try {
@@ -731,7 +729,7 @@ void Checkpoints::recover(
   // Not before: another daemon that this one takes over from may have used them until now.
   std::scoped_lock lock(mutex_);
   if (settings_.compress_after_us && !closing_ && !rester_.joinable())
-    rester_ = std::thread([this] { rest_loop(); });
+    rester_ = std::thread([this] { background_loop(&Checkpoints::rest); });
 }
 
 void Checkpoints::work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&)) {

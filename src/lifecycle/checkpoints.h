@@ -135,16 +135,15 @@ class Checkpoints {
     std::string failure;  // what is left to do is to write this down
     bool count = false;
   };
-  void scrub_loop();
+  // Looks again and again, at the lowest priority; each look says in how many µs the next is due.
+  void background_loop(std::int64_t (Checkpoints::*look)());
   // Reads those whose time has come; how long until the next one's has.
   std::int64_t scrub();
-  void rest_loop();
   // Compresses those not used for long enough; how long until the next one is due.
   std::int64_t rest();
   // Of a pinned one, before its files are used.
   void inflate(UsableCheckpoint& usable);
   bool used_besides(const std::string& id);  // by anybody but one who has pinned it
-  static void lowest_priority();             // of this thread, for the processor and the disk
   void work_loop(std::deque<Job>& jobs, bool (Checkpoints::*work)(Job&));
   bool finish(Job& job);
   void fail(const DumpTicket& ticket, const std::string& reason, bool count);

@@ -158,17 +158,6 @@ void Checkpoints::inflate(UsableCheckpoint& usable) {
   on_change_();
 }
 
-void Checkpoints::rest_loop() {
-  lowest_priority();
-  for (;;) {
-    std::int64_t next_us = rest();
-    std::unique_lock lock(mutex_);
-    // What is used or made meanwhile is not due before the next look.
-    changed_.wait_for(lock, std::chrono::microseconds(next_us), [&] { return closing_; });
-    if (closing_) return;
-  }
-}
-
 std::int64_t Checkpoints::rest() {
   std::int64_t next_us = settings_.compress_after_us;
   try {
