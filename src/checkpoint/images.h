@@ -17,7 +17,8 @@ inline constexpr std::uint32_t kInParent = 1, kLazy = 2, kPresent = 4;
 
 // Of a VMA's status (CRIU's include/image.h).
 inline constexpr std::uint32_t kRegular = 1 << 0, kStack = 1 << 1, kHeap = 1 << 5,
-                               kFilePrivate = 1 << 6, kAnonPrivate = 1 << 9;
+                               kFilePrivate = 1 << 6, kFileShared = 1 << 7, kAnonPrivate = 1 << 9,
+                               kMemfd = 1 << 14;
 
 struct Image {
   std::string magic;

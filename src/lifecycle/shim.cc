@@ -23,6 +23,7 @@
 #include "checkpoint/obstacles.h"
 #include "checkpoint/page_service.h"
 #include "checkpoint/record.h"
+#include "checkpoint/shared_memory.h"
 #include "lifecycle/container_log.h"
 #include "lifecycle/dump_stage.h"
 #include "lifecycle/keeper.h"
@@ -50,7 +51,7 @@ using nlohmann::json;
 
 constexpr int kControlNumber = 3;
 // Numbers of the container's stdio in a waiting CRIU.
-constexpr int kSwrkStdin = 10, kSwrkStdout = 11, kSwrkStderr = 12;
+constexpr int kSwrkStdin = 10, kSwrkStdout = 11, kSwrkStderr = 12, kSwrkShared = 13;
 
 // CRIU seldom says that a disk was full, and never which.
 bool is_full(const std::string& path) {
@@ -157,6 +158,7 @@ class Shim {
   void on_thread(const json& id, std::function<void()> work);
   void send(const json& body, const std::vector<int>& descriptors = {});
   void begin(Stage from, Stage to, const char* what);
+  checkpoint::Swrk start_restorer();
   checkpoint::Swrk prepared_criu(PhaseList& phases);
   void use_criu(checkpoint::Swrk* criu);
   std::shared_ptr<checkpoint::PageService> pages();
@@ -193,6 +195,7 @@ class Shim {
   std::mutex mutex_;  // guards what follows
   Stage stage_ = Stage::kPreparing;
   std::optional<checkpoint::Swrk> swrk_;     // waits for its request
+  std::vector<Fd> shared_files_;             // empty, for shared memory; that CRIU has them, too
   checkpoint::Swrk* criu_in_use_ = nullptr;  // works on it
   std::shared_ptr<checkpoint::PageService> pages_;
   std::map<std::string, std::shared_ptr<DumpStage>> staged_;  // of dumps, by where they are to go
@@ -460,12 +463,7 @@ json Shim::prepare(const json& request, std::vector<Fd>& descriptors) {
   listen();
   fault("shim.prepare.listens");
   if (request.at("swrk")) {
-    ProcessOptions options;
-    options.join_cgroups = cgroup_->procs_files();
-    options.descriptors = {{stdin_.get(), kSwrkStdin},
-                           {stdout_child_.get(), kSwrkStdout},
-                           {stderr_child_.get(), kSwrkStderr}};
-    swrk_.emplace(checkpoint::Swrk::start(criu_, options));
+    swrk_.emplace(start_restorer());
     fault("shim.prepare.criu", {"criu", swrk_->pid()});
   }
   begin(Stage::kPreparing, Stage::kPrepared, "prepare slot");
@@ -587,6 +585,20 @@ std::shared_ptr<checkpoint::PageService> Shim::pages() {
   return pages_;
 }
 
+// A CRIU with all that it can be told to let a container inherit.
+checkpoint::Swrk Shim::start_restorer() {
+  ProcessOptions options;
+  options.join_cgroups = cgroup_->procs_files();
+  options.descriptors = {{stdin_.get(), kSwrkStdin},
+                         {stdout_child_.get(), kSwrkStdout},
+                         {stderr_child_.get(), kSwrkStderr}};
+  for (std::size_t i = 0; i < checkpoint::kMostShared; ++i) {
+    if (i == shared_files_.size()) shared_files_.push_back(checkpoint::make_shared_file());
+    options.descriptors.emplace_back(shared_files_[i].get(), kSwrkShared + static_cast<int>(i));
+  }
+  return checkpoint::Swrk::start(criu_, options);
+}
+
 // The CRIU that waits, or another.
 checkpoint::Swrk Shim::prepared_criu(PhaseList& phases) {
   {
@@ -595,12 +607,7 @@ checkpoint::Swrk Shim::prepared_criu(PhaseList& phases) {
     if (waiting && waiting->running()) return std::move(*waiting);
   }
   std::int64_t at = monotonic_us();
-  ProcessOptions options;
-  options.join_cgroups = cgroup_->procs_files();
-  options.descriptors = {{stdin_.get(), kSwrkStdin},
-                         {stdout_child_.get(), kSwrkStdout},
-                         {stderr_child_.get(), kSwrkStderr}};
-  checkpoint::Swrk started = checkpoint::Swrk::start(criu_, options);
+  checkpoint::Swrk started = start_restorer();
   phases.add("start criu", at);
   return started;
 }
@@ -661,6 +668,7 @@ json Shim::start_cold(const json& request) {
     if (swrk_) swrk_->kill();
     swrk_.reset();
   }
+  shared_files_.clear();
   spec_ = runtime::container_from_json(request.at("spec"));
   log_.open(request.at("log_dir"));
   check(::sethostname(spec_.hostname.c_str(), spec_.hostname.size()), "set hostname",
@@ -754,6 +762,11 @@ json Shim::restore(const json& request) {
   at = monotonic_us();
   Fd images = Fd::open(directory + "/images", O_RDONLY | O_DIRECTORY);
   Fd work = Fd::open(paths_.criu_work(), O_RDONLY | O_DIRECTORY);
+  // From here on beside CRIU.
+  std::vector<Fd> shared_files = std::exchange(shared_files_, {});
+  std::vector<checkpoint::SharedSegment> shared =
+      checkpoint::read_shared_memory(directory + "/images");
+  checkpoint::SharedFill fill(directory + "/images", shared, shared_files, cgroup_->procs_files());
   bool lazy = request.at("memory") != "eager";
   if (lazy) {
     auto pages = std::make_shared<checkpoint::PageService>(
@@ -781,6 +794,9 @@ json Shim::restore(const json& request) {
   constexpr int numbers[] = {kSwrkStdin, kSwrkStdout, kSwrkStderr};
   for (std::size_t i = 0; i < 3; ++i)
     criu.inherit.emplace_back(request.at("pipes").at(i), numbers[i]);
+  for (const checkpoint::SharedSegment& segment : shared)
+    criu.inherit.emplace_back(checkpoint::shared_key(segment.number),
+                              kSwrkShared + static_cast<int>(segment.number));
   fault("shim.restore.asked", {"criu", swrk.pid()});
   int destroyed = 0;
   std::int64_t sockets_us = 0;
@@ -790,6 +806,9 @@ json Shim::restore(const json& request) {
       criu,
       [&](const std::string& stage) {
         if (stage != "pre-resume") return;
+        std::int64_t waiting_us = monotonic_us();
+        fill.wait(deadline);
+        if (!shared.empty()) phases.add("criu restore/shared memory", waiting_us);
         // The link is still closed: nothing has reached the outside, and nothing of the original's
         // connections will. Nothing runs yet either: a program that reconnects at once finds the
         // link open.
@@ -1053,6 +1072,7 @@ json Shim::collect(const json& request) {
     if (own && exists(layers.front() + "/" + path)) return Fd();
     return store::open_layered(layers, path);
   });
+  checkpoint::name_shared_memory(images);
   return {{"zero_bytes", left.zero}, {"file_bytes", left.file}};
 }
 

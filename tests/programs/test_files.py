@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import thawtest
 from roundtrip import Program, Replica, app, deploy, http_live, http_state, same_state, tests
@@ -40,12 +41,26 @@ def test_checkpoint_of_a_restored_replica(daemon):
     daemon.remove(program.name)
 
 
+def shared_memory_is_its_own(original, restored):
+    """What it has much of is written by processes of Thaw's, and charged to the replica."""
+    names = [phase["name"] for phase in restored.refresh()["phases"]]
+    check("restoring/criu restore/shared memory" in names, f"no shared memory was written: {names}")
+    maps = pathlib.Path(f"/proc/{restored.row['pid']}/maps").read_text()
+    check(".thaw." not in maps, f"CRIU has made it:\n{maps}")
+    for replica in (original, restored):
+        groups = [line.split(":", 2) for line in pathlib.Path(f"/proc/{replica.row['pid']}/cgroup").read_text().splitlines()]
+        group = next((f"/sys/fs/cgroup/memory{path}" for _, names, path in groups if "memory" in names.split(",")), None)
+        group = group or next(f"/sys/fs/cgroup{path}" for _, names, path in groups if not names)
+        stat = dict(line.split() for line in (pathlib.Path(group) / "memory.stat").read_text().splitlines())
+        check(int(stat["shmem"]) > 9 << 20, f"{replica.id} is charged for {stat['shmem']} bytes of shared memory")
+
+
 globals().update(
     tests(
         [
             OVERLAY,
             Program("deleted", app("deleted.py")),
-            Program("shm", app("shm.py"), live=http_live),
+            Program("shm", app("shm.py"), live=http_live, more=shared_memory_is_its_own),
         ]
     )
 )

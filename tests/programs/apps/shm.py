@@ -35,9 +35,12 @@ maps = {
     "anonymous": mmap.mmap(-1, SIZE),
     "multiprocessing": block.buf,
 }
+maps["anonymous, large, with holes"] = mmap.mmap(-1, 24 * SIZE)
+for first in (0, 5, 11):
+    maps["anonymous, large, with holes"][first * SIZE : first * SIZE + 3 * SIZE + 4096] = os.urandom(3 * SIZE + 4096)
 for data in maps.values():
     data[: len(token)] = token.encode()
-    data[SIZE - 64 :] = os.urandom(64)
+    data[len(data) - 64 :] = os.urandom(64)
 asked, answered = multiprocessing.Semaphore(0), multiprocessing.Semaphore(0)
 
 
