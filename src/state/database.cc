@@ -169,7 +169,12 @@ struct Database::Impl {
     open_schema(db, path);
     published = newest_event();
     db.on_commit([this](int pages) {
-      if (pages >= kCheckpointPages) wake_helper(log_is_long);
+      if (pages < log_pages) next_move = kCheckpointPages;  // it has begun again
+      log_pages = pages;
+      if (pages < next_move) return;
+      // A reader may have kept some of it from being moved: not again for the next commit.
+      next_move = pages + kCheckpointPages;
+      wake_helper(log_is_long);
     });
     helper = std::jthread([this](std::stop_token stop) { help(stop); });
   }
@@ -241,10 +246,14 @@ struct Database::Impl {
   }
 
   void move_log() {
-    Connection(path).checkpoint();  // a connection of its own: callers go on meanwhile
+    // A connection of its own: callers go on meanwhile.
+    Connection log(path);
+    log.checkpoint();
+    std::lock_guard lock(mutex);
+    // The log begins again only when all of it was moved, also what they wrote meanwhile.
+    if (!log.checkpoint()) return;
     // The first commit after that starts the log again, which syncs its header to the disk: better
     // here than in a restore.
-    std::lock_guard lock(mutex);
     (db.query("INSERT INTO settings VALUES ('database.log_moved', ?) ON CONFLICT (key) DO UPDATE "
               "SET value = excluded.value")
      << format_wall(wall_us()))
@@ -253,8 +262,9 @@ struct Database::Impl {
 
   std::string path;
   Connection db;
-  std::recursive_mutex mutex;  // guards db, in_transaction and appended; recursive since work in a
-                               // transaction calls us
+  std::recursive_mutex mutex;  // guards db and what follows; recursive since work in a transaction
+                               // calls us
+  int log_pages = 0, next_move = kCheckpointPages;  // of the write-ahead log
   bool in_transaction = false;
   std::int64_t appended = 0;  // newest event not yet published
   std::int64_t pruned_at = 0;

@@ -176,11 +176,15 @@ void Connection::on_commit(std::function<void(int pages)> hook) {
       this);
 }
 
-void Connection::checkpoint() {
+bool Connection::checkpoint() {
+  // A connection that has read nothing does not know of the log, and moves nothing.
+  execute("SELECT count(*) FROM sqlite_schema");
+  int pages = 0, moved = 0;
   int result =
-      sqlite3_wal_checkpoint_v2(db_.get(), nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
-  if (result != SQLITE_OK && (result & 0xff) != SQLITE_BUSY)
-    fail(result);  // busy: another one is at it
+      sqlite3_wal_checkpoint_v2(db_.get(), nullptr, SQLITE_CHECKPOINT_PASSIVE, &pages, &moved);
+  if ((result & 0xff) == SQLITE_BUSY) return false;  // another one is at it
+  if (result != SQLITE_OK) fail(result);
+  return pages >= 0 && moved == pages;
 }
 
 void Connection::fail(int result) const {

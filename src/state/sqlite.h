@@ -71,8 +71,8 @@ class Connection {
   // SQLite's own checkpointing.
   void on_commit(std::function<void(int pages)> hook);
   // Moves the write-ahead log into the database, as far as readers allow, without making writers
-  // wait.
-  void checkpoint();
+  // wait. Whether all of it was moved.
+  bool checkpoint();
   [[noreturn]] void fail(int result) const;
 
  private:
