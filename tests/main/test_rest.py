@@ -9,9 +9,9 @@ from common import Pod
 from thawtest import ApiError, check, equal, wait_for
 
 
-def pattern(daemon, name="memory", mib=64):
+def pattern(daemon, name="memory", mib=64, **env):
     """A pod of inside/pattern.py with an available checkpoint and no replica; both."""
-    pod = Pod(daemon, name, when={"http": {}}, env={"MIB": str(mib)})
+    pod = Pod(daemon, name, when={"http": {}}, env={"MIB": str(mib), **env})
     pod.spec.update(command=["python3", "-S", "-E", "/app/pattern.py"], resources={"memory": "1GiB"}, replicas={"min": 1, "max": 3}, stop_grace="1s")
     pod.deploy()
     checkpoint = pod.wait_checkpoint()

@@ -68,10 +68,10 @@ def write_seekable(path, data):
 def test_no_room():
     """A quota counts what is on the disk; one that does not fit inflated is not used now, and stays."""
     with thawtest.Daemon("--checkpoint-quota", "190MiB") as daemon:
-        one, first = pattern(daemon, "one", 64)
+        one, first = pattern(daemon, "one", 64, FORKS="0")
         daemon.cli("checkpoint", "compress", first["id"])
-        two, second = pattern(daemon, "two", 64)
-        three, third = pattern(daemon, "three", 64)
+        two, second = pattern(daemon, "two", 64, FORKS="0")
+        three, third = pattern(daemon, "three", 64, FORKS="0")
         # All three fit only because one is compressed.
         equal([row_of(daemon, row)["status"] for row in (first, second, third)], ["available"] * 3, "the checkpoints")
         daemon.scale("two", 1)

@@ -1,4 +1,5 @@
-"""Memory whose every page can be told from every other: MIB (64) MiB of it, checked all the time by threads and by forked children.
+"""Memory whose every page can be told from every other: MIB (64) MiB of it, checked all the time by threads and by forked children (FORKS=0:
+without these; a dump that meets one is twice as large).
 
 A page that is not what it must be is written down in /ctl/wrong. On port 8000: /all checks every page, /forks makes
 a thousand children that end at once, anything else answers `ok`.
@@ -72,6 +73,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 for page in range(COUNT):
     words[page * 512] = words[page * 512 + 511] = word(page)
-for work in (check_at_random, fork_now_and_then):
+for work in (check_at_random, fork_now_and_then)[: 1 if os.environ.get("FORKS") == "0" else 2]:
     threading.Thread(target=work, daemon=True).start()
 http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
