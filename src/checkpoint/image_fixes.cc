@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <cstring>
-#include <filesystem>
 
 #include "checkpoint/images.h"
 #include "util/error.h"
@@ -70,11 +69,9 @@ bool can_join(const rpc::Vma& one, const rpc::Vma& next) {
 }  // namespace
 
 int join_mappings(const std::string& images_dir) {
-  std::vector<std::string> paths;
-  for (const auto& file : std::filesystem::directory_iterator(images_dir))
-    if (file.path().filename().string().starts_with("mm-")) paths.push_back(file.path());
   int joined = 0;
-  for (const std::string& path : paths) {
+  for (const std::string& name : names_like(images_dir, "mm-")) {
+    std::string path = images_dir + "/" + name;
     Image image = read_image(path);
     if (image.entries.size() != 1)
       throw Error(Code::kCorrupt, "read image", path, "it has not one entry");

@@ -1,6 +1,8 @@
 #include "checkpoint/images.h"
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 
 #include "checkpoint/page_index.h"
 #include "util/file.h"
@@ -23,6 +25,15 @@ Image read_image(const std::string& path) {
     at += length;
   }
   return image;
+}
+
+std::vector<std::string> names_like(const std::string& directory, std::string_view prefix) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    if (entry.path().filename().native().starts_with(prefix))
+      names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 std::string image_bytes(const Image& image) {

@@ -28,6 +28,8 @@ struct Image {
 // Error kCorrupt when it is cut short.
 Image read_image(const std::string& path);
 std::string image_bytes(const Image& image);
+// Names of the files below a folder that begin so, in order.
+std::vector<std::string> names_like(const std::string& directory, std::string_view prefix);
 
 template <typename Message>
 Message parse_entry(const std::string& bytes, const std::string& path) {

@@ -21,15 +21,6 @@ namespace {
 constexpr std::uint64_t kShortest = 16;
 constexpr std::uint64_t kChunk = 2 << 20;
 
-std::vector<std::string> names_like(const std::string& directory, const std::string& prefix) {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(directory))
-    if (entry.path().filename().string().rfind(prefix, 0) == 0)
-      names.push_back(entry.path().filename());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 // What a page that is not stored would be: zeros, the file's at `offset`, or something else.
 struct Area {
   std::uint64_t start = 0, end = UINT64_MAX;

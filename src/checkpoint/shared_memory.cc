@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <map>
 #include <set>
 #include <string_view>
@@ -27,13 +26,6 @@ constexpr std::string_view kUnnamed = "/dev/zero";
 constexpr std::string_view kNamed = "/dev/zero.thaw.";
 // A smaller one is not worth a process.
 constexpr std::uint64_t kSmallest = 1 << 20;
-
-std::vector<std::string> images_like(const std::string& directory, std::string_view prefix) {
-  std::vector<std::string> paths;
-  for (const auto& entry : std::filesystem::directory_iterator(directory))
-    if (entry.path().filename().native().starts_with(prefix)) paths.push_back(entry.path());
-  return paths;
-}
 
 std::string map_path(const std::string& images_dir, std::uint32_t shmid) {
   return fmt::format("{}/pagemap-shmem-{}.img", images_dir, shmid);
@@ -54,7 +46,8 @@ std::uint64_t stored_bytes(const std::string& path) {
 struct Uses {
   explicit Uses(const std::string& images_dir) {
     std::set<std::uint64_t> otherwise;
-    for (const std::string& path : images_like(images_dir, "mm-"))
+    for (const std::string& name : names_like(images_dir, "mm-")) {
+      std::string path = images_dir + "/" + name;
       for (const std::string& bytes : read_image(path).entries) {
         auto mm = parse_entry<rpc::Mm>(bytes, path);
         for (const rpc::Vma& vma : mm.vmas())
@@ -63,10 +56,13 @@ struct Uses {
           else if (vma.status() & kMemfd)
             otherwise.insert(vma.shmid());
       }
+    }
     for (std::uint64_t id : otherwise) mapped.erase(id);
-    for (const std::string& path : images_like(images_dir, "fdinfo-"))
+    for (const std::string& name : names_like(images_dir, "fdinfo-")) {
+      std::string path = images_dir + "/" + name;
       for (const std::string& bytes : read_image(path).entries)
         opened.insert(parse_entry<rpc::FdinfoEntry>(bytes, path).id());
+    }
   }
   std::set<std::uint64_t> mapped, opened;
 };

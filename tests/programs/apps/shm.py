@@ -35,9 +35,9 @@ maps = {
     "anonymous": mmap.mmap(-1, SIZE),
     "multiprocessing": block.buf,
 }
-maps["anonymous, large, with holes"] = mmap.mmap(-1, 24 * SIZE)
+maps["anonymous, large, with holes"] = large = mmap.mmap(-1, 24 * SIZE)
 for first in (0, 5, 11):
-    maps["anonymous, large, with holes"][first * SIZE : first * SIZE + 3 * SIZE + 4096] = os.urandom(3 * SIZE + 4096)
+    large[first * SIZE : first * SIZE + 3 * SIZE + 4096] = os.urandom(3 * SIZE + 4096)
 for data in maps.values():
     data[: len(token)] = token.encode()
     data[len(data) - 64 :] = os.urandom(64)
