@@ -69,13 +69,6 @@ void notify_systemd(std::string_view message) {
   }
 }
 
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 void log_doctor(pods::Controller& controller) {
   for (auto& check : controller.doctor()) {
     if (check.status == pods::CheckResult::Status::kPass) continue;
@@ -234,7 +227,7 @@ int daemon(DaemonOptions& options) {
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
   Fd signal_fd(check(::signalfd(-1, &signals, SFD_CLOEXEC), "watch", "signals"));
-  raise_descriptor_limit();
+  raise_limit(RLIMIT_NOFILE);
   // Where it lies, whatever lies there later.
   const std::string program = std::filesystem::read_symlink("/proc/self/exe");
 

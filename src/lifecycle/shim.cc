@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -61,6 +62,10 @@ bool is_full(const std::string& path) {
          (info.f_bavail * info.f_frsize < kLittle || (info.f_files && info.f_favail == 0));
 }
 
+// CRIU puts its own descriptors behind the program's, at multiples of 128 (choose_service_fd_base
+// in its criu/servicefd.c). With fewer than this its refusal is put down to the limit.
+constexpr std::uint64_t kFewDescriptors = 1024;
+
 // What CRIU has not done, and, where that is not its word, the code of the cause beside it.
 json failure_of(const checkpoint::CriuOutcome& outcome, const std::vector<std::string>& written) {
   json result = {{"success", false},
@@ -74,6 +79,11 @@ json failure_of(const checkpoint::CriuOutcome& outcome, const std::vector<std::s
       result["beside"] = static_cast<int>(Code::kExhausted);
       result["reason"] = outcome.reason + " (the disk of " + path + " is full)";
     }
+  if (std::uint64_t limit = raise_limit(RLIMIT_NOFILE); limit < kFewDescriptors) {
+    result["beside"] = static_cast<int>(Code::kExhausted);
+    result["reason"] = fmt::format("{} (this host lets a process open {} files: raise LimitNOFILE)",
+                                   outcome.reason, limit);
+  }
   return result;
 }
 
@@ -219,6 +229,8 @@ int Shim::run() {
   ::prctl(PR_SET_NAME, "thaw-shim", 0, 0, 0);
   ::setsid();
   lower_oom_score();
+  // The daemon's may be low for now.
+  for (int limit : {RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_NPROC}) raise_limit(limit);
   for (int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT}) ::signal(number, SIG_IGN);
   watch(control_.get(), [this] {
     auto message = receive_message(control_);

@@ -245,6 +245,14 @@ RunResult run(const std::vector<std::string>& argv, Deadline deadline,
   return result;
 }
 
+std::uint64_t raise_limit(int resource) {
+  rlimit limit{};
+  check(::getrlimit(static_cast<__rlimit_resource>(resource), &limit), "read limit");
+  limit.rlim_cur = limit.rlim_max;
+  check(::setrlimit(static_cast<__rlimit_resource>(resource), &limit), "raise limit");
+  return limit.rlim_max;
+}
+
 bool wait_readable(int fd, Deadline deadline, int cancel_fd) {
   for (;;) {
     pollfd fds[2] = {{fd, POLLIN, 0}, {cancel_fd, POLLIN, 0}};

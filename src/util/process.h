@@ -76,6 +76,10 @@ struct RunResult {
 RunResult run(const std::vector<std::string>& argv, Deadline deadline,
               const ProcessOptions& options = {}, std::string_view input = {}, int cancel_fd = -1);
 
+// Raises a limit of this process (RLIMIT_NOFILE, RLIMIT_AS, ...) to what it may be raised to, and
+// returns that. Its children have it, too.
+std::uint64_t raise_limit(int resource);
+
 // Waits until fd is readable. False at the deadline. Throws kCancelled when cancel_fd (may be -1)
 // is readable first.
 bool wait_readable(int fd, Deadline deadline, int cancel_fd = -1);

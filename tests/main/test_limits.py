@@ -103,6 +103,37 @@ def test_few_descriptors(daemon):
     under(few_descriptors, daemon)
 
 
+def test_few_descriptors_for_criu(daemon):
+    """CRIU can restore nothing with fewer than 128. A limit of the daemon's that is low for a while is not its processes'; one that cannot be
+    raised is the host's matter, and is told."""
+    pod = Pod(daemon, when=GO)
+    pod.warm()
+    checkpoint = pod.wait_checkpoint()
+    daemon.scale("web", 0)
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    for shim in common.shims(daemon).values():
+        os.kill(shim, signal.SIGKILL)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (120, before[1]))
+    daemon.wait_idle()
+    row = daemon.scale("web", 1)[0]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+    equal(row["outcome"], "Restored", f"the first, from a slot made with a low limit ({row['reason']})")
+    daemon.scale("web", 0)
+    daemon.stop()
+    daemon.launch(before=["prlimit", "--nofile=120:120"])
+    wait_for(lambda: answers(daemon), "the daemon answers")
+    row = daemon.scale("web", 1)[0]
+    equal((row["started_from"], row["outcome"]), ("cold", "Unavailable"), f"the replica ({row['reason']})")
+    check("120 files" in row["reason"] and "LimitNOFILE" in row["reason"], f"the reason: {row['reason']}")
+    pod.get()
+    equal(daemon.scale("web", 2)[1]["started_from"], "cold", "the next one, for which it is not tried")
+    daemon.scale("web", 0)
+    equal(daemon.api("GET", f"/v1/checkpoints/{checkpoint['id']}")["status"], "available", "the checkpoint")
+    daemon.restart()
+    daemon.cli("checkpoint", "retry", "web")
+    equal(daemon.scale("web", 1)[0]["outcome"], "Restored", "with enough of them, when told so")
+
+
 def test_few_processes(daemon):
     under(few_processes, daemon)
 
