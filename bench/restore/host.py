@@ -262,6 +262,17 @@ def drop_page_cache():
     pathlib.Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
+def read_into_page_cache(path):
+    """A file, or all below a folder; what others have written goes to the disk first."""
+    os.sync()
+    files = [path] if path.is_file() else [name for name in path.rglob("*") if name.is_file() and not name.is_symlink()]
+    block = bytearray(1 << 20)
+    for name in files:
+        with open(name, "rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+
+
 def warm_memory(mib):
     """The first touch of memory after boot is many times slower than any later one."""
     child = os.fork()

@@ -18,8 +18,10 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def get(self, path):
+        asked = time.monotonic()
         self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
-        received = b""
+        received = self._receive()
+        self.first_byte_ms = (time.monotonic() - asked) * 1000  # after the request's own first byte
         while b"\r\n\r\n" not in received:
             received += self._receive()
         head, body = received.split(b"\r\n\r\n", 1)
@@ -45,6 +47,7 @@ class Answer:
         self.at = at  # time.monotonic() of its last byte
         self.body = body
         self.connection = connection
+        self.first_byte_ms = connection.first_byte_ms
 
 
 def first_200(port, path, seconds, make_socket=socket.socket, alive=lambda: True):

@@ -93,6 +93,9 @@ class PodmanRestore(System):
         finally:
             self.remove()
 
+    def image(self):
+        return self.archive
+
     def start(self):
         begun = time.monotonic()
         quiet = dict.fromkeys(("stdin", "stdout"), subprocess.DEVNULL)

@@ -17,6 +17,7 @@ def percentile(values, share):
 def row(system, heap_mib, samples, cache="warm"):
     times = [s.ms for s in samples]
     later = [ms for s in samples for ms in s.later_ms]
+    first_bytes = [s.first_byte_ms for s in samples]
     made = {
         "system": system.name,
         "case": "python-http",
@@ -31,6 +32,9 @@ def row(system, heap_mib, samples, cache="warm"):
         "note": system.note,
         "samples_ms": [round(ms, 2) for ms in times],
     }
+    if system.asked_for_by_request:
+        made["first_byte_p50_ms"] = round(statistics.median(first_bytes), 2)
+        made["first_byte_p99_ms"] = round(percentile(first_bytes, 0.99), 2)
     if later:
         made["first100_p50_ms"] = round(percentile(later, 0.5), 3)
         made["first100_p99_ms"] = round(percentile(later, 0.99), 3)

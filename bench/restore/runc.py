@@ -120,6 +120,9 @@ class RuncBundle(System):
             raise BenchError(f"{error}; CRIU: {self.why()}") from error
         host.reap_orphans()
 
+    def image(self):
+        return self.images if any(self.images.iterdir()) else None
+
     def processes(self):
         return host.tree(self.pid)
 

@@ -6,8 +6,9 @@ from . import host, http_probe
 class Sample:
     """One start that was measured."""
 
-    def __init__(self, ms, later_ms, host_mib, phases=None):
+    def __init__(self, ms, first_byte_ms, later_ms, host_mib, phases=None):
         self.ms = ms
+        self.first_byte_ms = first_byte_ms
         self.later_ms = later_ms
         self.host_mib = host_mib
         self.phases = phases or {}
@@ -25,6 +26,7 @@ class System:
     note = ""
     ready_seconds = 120
     checks_body = True  # the model server answers
+    asked_for_by_request = False  # the first request is what starts it
 
     def __init__(self, bench, heap_mib):
         self.bench = bench
@@ -50,6 +52,10 @@ class System:
     def close(self):
         pass
 
+    def image(self):
+        """The file or folder that a start reads a memory from, if it does."""
+        return None
+
     def settle(self):
         """Waits until all is there that the row promises to have been made ahead."""
 
@@ -59,6 +65,9 @@ class System:
             self.settle()
             if self.bench.cold_cache:
                 host.drop_page_cache()
+            elif self.image():
+                # All systems' images together may be more than the page cache holds.
+                host.read_into_page_cache(self.image())
             begun, answer = self.start()
             try:
                 if self.checks_body:
@@ -67,7 +76,7 @@ class System:
             finally:
                 answer.connection.close()
             memory = host.pss_mib(self.processes())
-            return Sample((answer.at - begun) * 1000, later, memory, self.phases())
+            return Sample((answer.at - begun) * 1000, answer.first_byte_ms, later, memory, self.phases())
         finally:
             self.stop()
             host.reap_orphans()

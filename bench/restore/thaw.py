@@ -167,6 +167,9 @@ class ThawSystem(System):
         self.checkpoint_id = pod["checkpoint"]["id"]
         return self.checkpoint_id
 
+    def image(self):
+        return self.checkpoint_id and self.daemon.data / "checkpoints" / self.checkpoint_id
+
     def scale(self, replicas, **options):
         return self.daemon.call("POST", f"/v1/pods/{self.pod}/scale", {"replicas": replicas, **options})
 
@@ -259,6 +262,8 @@ class ThawCli(ThawLazy):
 
 class ThawRequest(ThawSystem):
     """Nobody scales: a request at the published port of a pod at zero is the start."""
+
+    asked_for_by_request = True
 
     def start(self):
         begun = time.monotonic()

@@ -18,7 +18,8 @@ namespace thaw::checkpoint {
 namespace {
 
 constexpr std::size_t kHugePage = 2 << 20;
-constexpr std::size_t kPipeBytes = 1 << 20;  // the most that needs no privilege
+// What CRIU makes its pipes, where it may (PIPE_MAX_SIZE in its criu/page-pipe.h, rounded up).
+constexpr std::size_t kPipeBytes = 4 << 20;
 constexpr std::size_t kWriteBytes = 64 << 20;
 // What CRIU hands on while the threads are behind: it puts pages into pipes and empties them by
 // turns, and they go on copying while it does the former.
@@ -46,6 +47,12 @@ std::vector<std::thread> start_threads(const std::function<void(unsigned)>& work
     }
   }
   return threads;
+}
+
+// Above fs.pipe-max-size (1 MiB, if nobody has changed it) that takes CAP_SYS_RESOURCE.
+void enlarge(const Fd& pipe) {
+  for (std::size_t size = kPipeBytes; size > 64 << 10; size /= 2)
+    if (::fcntl(pipe.get(), F_SETPIPE_SZ, size) >= 0) return;
 }
 
 std::string image(const std::string& directory, std::size_t file) {
@@ -88,7 +95,7 @@ PageIntake::PageIntake(std::string directory, std::size_t files, std::uint64_t e
   pipes_.resize(kPipes);
   for (Pipe& pipe : pipes_) {
     std::tie(pipe.out, pipe.in) = Fd::pipe();
-    ::fcntl(pipe.in.get(), F_SETPIPE_SZ, kPipeBytes);
+    enlarge(pipe.in);
     free_.push_back(&pipe);
   }
   workers_ = start_threads([this](unsigned) { guarded([this] { copy(); }); });
@@ -185,7 +192,7 @@ bool PageIntake::fill(Pipe& pipe) {
     }
     std::size_t file = ready->data.u32;
     Fd& fifo = fifos_[file];
-    if (!opened_[file]) ::fcntl(fifo.get(), F_SETPIPE_SZ, kPipeBytes);
+    if (!opened_[file]) enlarge(fifo);
     opened_[file] = true;
     ssize_t n = ::splice(fifo.get(), nullptr, pipe.in.get(), nullptr, kPipeBytes,
                          SPLICE_F_MOVE | SPLICE_F_NONBLOCK);

@@ -1,7 +1,6 @@
 #include "checkpoint/shared_memory.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
@@ -190,16 +189,9 @@ SharedFill::SharedFill(const std::string& images_dir, const std::vector<SharedSe
   }
   for (const SharedSegment& segment : segments) {
     std::string source = images_dir + "/" + segment.pages_file;
-    // No handler of ours runs in the child.
-    sigset_t all, before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    pid_t pid = ::fork();
-    if (pid == 0) fill(source.c_str(), files[segment.number].get(), segment.pieces, procs_files);
-    int error = errno;
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    if (pid < 0) throw_errno("fork for", "shared memory", error);
-    writers_.push_back(Process::adopt(pid));
+    writers_.push_back(Process::fork("shared memory", [&] {
+      fill(source.c_str(), files[segment.number].get(), segment.pieces, procs_files);
+    }));
   }
 }
 

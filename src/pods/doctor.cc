@@ -166,8 +166,20 @@ CheckResult check_limits() {
               : ""};
 }
 
+bool has_resource_capability() { return ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1; }
+
+// CRIU takes a tree's memory out in pieces as large as a pipe (PIPE_MAX_SIZE in its
+// criu/page-pipe.h). docs/performance.md, "The dump", has the figures.
+CheckResult check_pipes() {
+  std::uint64_t limit = std::stoull(read_file("/proc/sys/fs/pipe-max-size"));
+  bool small = limit < (4u << 20) && !has_resource_capability();
+  return {"pipes", small ? Status::kWarn : Status::kPass,
+          small ? fmt::format("limit {}", limit) : "large enough",
+          small ? "sysctl -w fs.pipe-max-size=4194304: dumps freeze a replica for less long" : ""};
+}
+
 CheckResult check_capability() {
-  bool has = ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1;
+  bool has = has_resource_capability();
   return {"CAP_SYS_RESOURCE", has ? Status::kPass : Status::kWarn, has ? "present" : "missing",
           has ? ""
               : "limits cannot be raised; CRIU gets a helper to read the limits of other users' "
@@ -205,6 +217,7 @@ std::vector<CheckResult> run_doctor(const lifecycle::Settings& settings) {
           check_program("umoci", "umoci", Status::kWarn,
                         "install umoci: images cannot be unpacked without it"),
           check_limits(),
+          check_pipes(),
           check_capability(),
           check_disk(settings.data_dir)};
 }

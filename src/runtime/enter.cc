@@ -187,13 +187,7 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
 
   int namespaces = namespaces_of(init_pid);
 
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  pid_t between = ::fork();
-  if (between == 0) {
-    int socket = theirs.get();
-    for (int number = 1; number < 65; ++number) ::signal(number, SIG_DFL);
+  Process between = Process::fork(options.argv[0], [&, socket = theirs.get()]() mutable {
     for (Fd& group : groups)
       if (::write(group.get(), "0", 1) != 1) give_up(socket, "join cgroup");
     // A pid namespace holds for children only, so one more process is needed; CLONE_PARENT makes it
@@ -212,11 +206,7 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
       run_entered(options, socket, argv.data(), env.data(), path, capabilities, filter);
     }
     send_report(socket, report, -1);
-    ::_exit(0);
-  }
-  int fork_errno = errno;
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (between < 0) throw_errno("fork for", options.argv[0], fork_errno);
+  });
   theirs.reset();
 
   std::optional<Process> process;
@@ -226,8 +216,7 @@ Entered enter_container(int init_pid, const EnterOptions& options) {
     if (report.pid) process.emplace(Process::adopt(report.pid));
     if (report.error_number) failure = report;
   }
-  while (::waitpid(between, nullptr, 0) < 0 && errno == EINTR) {
-  }
+  between.wait(Deadline::never());
   if (failure.error_number || !process) {
     std::string step = failure.step[0] ? failure.step : "execute in container";
     int number = failure.error_number ? failure.error_number : ESRCH;

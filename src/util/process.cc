@@ -31,7 +31,6 @@ constexpr std::size_t kCaptureLimit = 16u << 20;
     [[maybe_unused]] ssize_t n = ::write(error_pipe, &error_number, sizeof error_number);
     ::_exit(127);
   };
-  for (int number = 1; number < 65; ++number) ::signal(number, SIG_DFL);
   sigset_t none;
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -99,20 +98,10 @@ Process Process::spawn(const std::vector<std::string>& argv, const ProcessOption
   for (auto& move : moves) highest = std::max(highest, move.second);
   auto [error_read, error_write] = Fd::pipe();
 
-  // Signals are blocked across fork so that no handler of ours runs in the child.
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  pid_t pid = ::fork();
-  if (pid == 0)
-    run_child(argv[0].c_str(), arguments.data(), environment, options, moves, highest,
-              error_write.get());
-  int fork_errno = errno;
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (pid < 0) throw_errno("fork for", argv[0], fork_errno);
-
+  Process process = fork(argv[0], [&, error = error_write.get()] {
+    run_child(argv[0].c_str(), arguments.data(), environment, options, moves, highest, error);
+  });
   error_write.reset();
-  Process process(pid, Fd::pidfd(pid));
   int exec_errno = 0;
   ssize_t n;
   do n = ::read(error_read.get(), &exec_errno, sizeof exec_errno);
@@ -122,6 +111,28 @@ Process Process::spawn(const std::vector<std::string>& argv, const ProcessOption
     throw_errno("start program", argv[0], exec_errno);
   }
   return process;
+}
+
+Process::BlockedSignals::BlockedSignals() {
+  sigset_t all;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+}
+
+Process::BlockedSignals::~BlockedSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+void Process::default_signals() {
+  for (int number = 1; number < 65; ++number) ::signal(number, SIG_DFL);
+}
+
+Process Process::forked(int pid, int error_number, std::string_view object) {
+  if (pid < 0) throw_errno("fork for", object, error_number);
+  try {
+    return adopt(pid);
+  } catch (const Error&) {  // no descriptor is left for it
+    Process(pid, Fd()).finish();
+    throw;
+  }
 }
 
 Process::Process(Process&& other) noexcept

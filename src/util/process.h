@@ -1,9 +1,14 @@
 // Child processes: started without a shell, waited for by pidfd, killed after their deadline.
 #pragma once
 
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -41,6 +46,21 @@ class Process {
   // thread.
   static Process spawn(const std::vector<std::string>& argv, const ProcessOptions& options = {});
 
+  // A child that runs `body`, with every signal blocked and at its default, and ends with it. Where
+  // there are threads, body makes only calls that are safe after a fork of them. `object` is what
+  // an Error says it was for.
+  template <typename Body>
+  static Process fork(std::string_view object, Body body) {
+    BlockedSignals blocked;
+    int pid = ::fork();
+    if (pid == 0) {
+      default_signals();
+      body();
+      ::_exit(0);
+    }
+    return forked(pid, errno, object);
+  }
+
   // Takes over a child of ours that something else started (runc, CRIU).
   static Process adopt(int pid) { return Process(pid, Fd::pidfd(pid)); }
 
@@ -57,6 +77,17 @@ class Process {
 
  private:
   Process(int pid, Fd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
+  // No handler of ours runs in a child.
+  class BlockedSignals {
+   public:
+    BlockedSignals();
+    ~BlockedSignals();
+
+   private:
+    sigset_t before_;
+  };
+  static void default_signals();
+  static Process forked(int pid, int error_number, std::string_view object);
   void finish() noexcept;
   int pid_ = -1;
   Fd pidfd_;
