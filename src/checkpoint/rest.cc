@@ -57,10 +57,6 @@ std::vector<std::string> names_in(const std::string& directory) {
   return names;
 }
 
-void sync_directory(const std::string& path) {
-  check(::fsync(Fd::open(path, O_RDONLY | O_DIRECTORY).get()), "sync", path);
-}
-
 void rename_file(const std::string& from, const std::string& to) {
   check(::rename(from.c_str(), to.c_str()), "rename", to);
 }

@@ -175,8 +175,7 @@ Image import_image(const std::string& store_dir, const std::string& reference, D
     return known_also_as(store_dir, layout.id, reference,
                          source);  // another import of the same image was quicker
   }
-  Fd parent = Fd::open(images_dir(store_dir), O_RDONLY | O_DIRECTORY);
-  check(::fsync(parent.get()), "sync", images_dir(store_dir));
+  sync_directory(images_dir(store_dir));
   say(fmt::format("imported {}, {}", layout.id.substr(0, 12), format_bytes(record.bytes)));
   return to_image(store_dir, layout.id, std::move(record));
 }

@@ -57,8 +57,7 @@ void SecretStore::write(const SealKey& key, const std::string& name, std::string
   std::string file = folder_ + "/" + name, beside = folder_ + "/.new";
   write_file_atomic(beside, key.seal(name, value));
   check(::rename(beside.c_str(), file.c_str()), "rename", file);
-  Fd folder = Fd::open(folder_, O_RDONLY | O_DIRECTORY);
-  check(::fsync(folder.get()), "sync", folder_);
+  sync_directory(folder_);
 }
 
 // Times stay: a secret has not changed by being sealed.

@@ -61,6 +61,10 @@ void write_file(const std::string& path, std::string_view data) {
   write_all(file, data, path);
 }
 
+void sync_directory(const std::string& path) {
+  check(::fsync(Fd::open(path, O_RDONLY | O_DIRECTORY).get()), "sync", path);
+}
+
 void write_file_atomic(const std::string& path, std::string_view data, unsigned mode) {
   std::string beside = path + ".tmp-" + random_hex(8);
   try {
@@ -73,8 +77,7 @@ void write_file_atomic(const std::string& path, std::string_view data, unsigned 
     throw;
   }
   std::string folder = std::filesystem::path(path).parent_path().string();
-  Fd dir = Fd::open(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
-  check(::fsync(dir.get()), "sync", folder);
+  sync_directory(folder.empty() ? "." : folder);
 }
 
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }

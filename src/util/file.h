@@ -13,6 +13,8 @@ std::string read_file(const std::string& path, std::size_t limit = 64u << 20);
 void write_file(const std::string& path, std::string_view data);
 // Beside, fsync, rename, fsync of the folder: after it returns the file is whole or the old one.
 void write_file_atomic(const std::string& path, std::string_view data, unsigned mode = 0600);
+// After it returns a power cut loses no name that was made, renamed or removed in the folder.
+void sync_directory(const std::string& path);
 bool exists(const std::string& path);
 void make_directories(const std::string& path, unsigned mode = 0755);
 // Removes a tree without following symbolic links or crossing into other file systems (a mount
