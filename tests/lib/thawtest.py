@@ -403,6 +403,9 @@ class Daemon:
             data = response.read()
         finally:
             connection.close()
+        # http.client takes a head that breaks off, as of a daemon that was killed meanwhile, for a whole one.
+        if response.status != 204 and not response.chunked and response.getheader("Content-Length") is None:
+            raise ConnectionResetError("the answer breaks off in its head")
         try:
             answer = json.loads(data) if data else None
         except ValueError:
