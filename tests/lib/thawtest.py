@@ -400,12 +400,14 @@ class Daemon:
             connection.request(method, path, body, headers)
             self.wait_answer(connection.sock, timeout)
             response = connection.getresponse()
+            # http.client takes a head that breaks off for a whole one.
+            if not response.chunked and response.getheader("Content-Length") is None:
+                raise http.client.IncompleteRead(b"")
             data = response.read()
+        except http.client.IncompleteRead as error:
+            raise ConnectionResetError("the answer breaks off, as of a daemon that is killed meanwhile") from error
         finally:
             connection.close()
-        # http.client takes a head that breaks off, as of a daemon that was killed meanwhile, for a whole one.
-        if response.status != 204 and not response.chunked and response.getheader("Content-Length") is None:
-            raise ConnectionResetError("the answer breaks off in its head")
         try:
             answer = json.loads(data) if data else None
         except ValueError:
