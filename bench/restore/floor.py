@@ -25,6 +25,9 @@ class Floor(System):
         self.netns = host.NetworkNamespace.create()
         self.process = None
 
+    def image(self):
+        return self.weights
+
     def start(self):
         begun = time.monotonic()
         self.process = subprocess.Popen(

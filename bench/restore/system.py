@@ -65,9 +65,9 @@ class System:
             self.settle()
             if self.bench.cold_cache:
                 host.drop_page_cache()
-            elif self.image():
+            elif image := self.image():
                 # All systems' images together may be more than the page cache holds.
-                host.read_into_page_cache(self.image())
+                host.read_into_page_cache(image)
             begun, answer = self.start()
             try:
                 if self.checks_body:

@@ -18,8 +18,6 @@ namespace thaw::checkpoint {
 namespace {
 
 constexpr std::size_t kHugePage = 2 << 20;
-// What CRIU makes its pipes, where it may (PIPE_MAX_SIZE in its criu/page-pipe.h, rounded up).
-constexpr std::size_t kPipeBytes = 4 << 20;
 constexpr std::size_t kWriteBytes = 64 << 20;
 // What CRIU hands on while the threads are behind: it puts pages into pipes and empties them by
 // turns, and they go on copying while it does the former.
@@ -49,7 +47,7 @@ std::vector<std::thread> start_threads(const std::function<void(unsigned)>& work
   return threads;
 }
 
-// Above fs.pipe-max-size (1 MiB, if nobody has changed it) that takes CAP_SYS_RESOURCE.
+// As far as this host allows: 1 MiB, if nobody has changed it.
 void enlarge(const Fd& pipe) {
   for (std::size_t size = kPipeBytes; size > 64 << 10; size /= 2)
     if (::fcntl(pipe.get(), F_SETPIPE_SZ, size) >= 0) return;

@@ -18,6 +18,10 @@
 
 namespace thaw::checkpoint {
 
+// What CRIU makes its pipes, where it may (PIPE_MAX_SIZE in its criu/page-pipe.h, rounded up), so
+// what it takes out of a tree at a time. Above fs.pipe-max-size that takes CAP_SYS_RESOURCE.
+inline constexpr std::size_t kPipeBytes = 4 << 20;
+
 class PageIntake {
  public:
   // CRIU numbers these files from 1, one for each address space and each piece of shared memory.

@@ -14,6 +14,7 @@
 #include <cstdio>
 
 #include "checkpoint/criu_install.h"
+#include "checkpoint/page_intake.h"
 #include "network/network.h"
 #include "network/rtnetlink.h"
 #include "pods/controller.h"
@@ -168,14 +169,15 @@ CheckResult check_limits() {
 
 bool has_resource_capability() { return ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1; }
 
-// CRIU takes a tree's memory out in pieces as large as a pipe (PIPE_MAX_SIZE in its
-// criu/page-pipe.h). docs/performance.md, "The dump", has the figures.
+// docs/performance.md, "The dump", has the figures.
 CheckResult check_pipes() {
   std::uint64_t limit = std::stoull(read_file("/proc/sys/fs/pipe-max-size"));
-  bool small = limit < (4u << 20) && !has_resource_capability();
+  bool small = limit < checkpoint::kPipeBytes && !has_resource_capability();
   return {"pipes", small ? Status::kWarn : Status::kPass,
           small ? fmt::format("limit {}", limit) : "large enough",
-          small ? "sysctl -w fs.pipe-max-size=4194304: dumps freeze a replica for less long" : ""};
+          small ? fmt::format("sysctl -w fs.pipe-max-size={}: dumps freeze a replica for less long",
+                              checkpoint::kPipeBytes)
+                : ""};
 }
 
 CheckResult check_capability() {

@@ -113,20 +113,20 @@ Process Process::spawn(const std::vector<std::string>& argv, const ProcessOption
   return process;
 }
 
-Process::BlockedSignals::BlockedSignals() {
-  sigset_t all;
+Process Process::fork(std::string_view object, const std::function<void()>& body) {
+  // No handler of ours runs in the child.
+  sigset_t all, before;
   ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before_);
-}
-
-Process::BlockedSignals::~BlockedSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-void Process::default_signals() {
-  for (int number = 1; number < 65; ++number) ::signal(number, SIG_DFL);
-}
-
-Process Process::forked(int pid, int error_number, std::string_view object) {
-  if (pid < 0) throw_errno("fork for", object, error_number);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  pid_t pid = ::fork();
+  if (pid == 0) {
+    for (int number = 1; number < 65; ++number) ::signal(number, SIG_DFL);
+    body();
+    ::_exit(0);
+  }
+  int fork_errno = errno;
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (pid < 0) throw_errno("fork for", object, fork_errno);
   try {
     return adopt(pid);
   } catch (const Error&) {  // no descriptor is left for it

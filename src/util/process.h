@@ -1,11 +1,8 @@
 // Child processes: started without a shell, waited for by pidfd, killed after their deadline.
 #pragma once
 
-#include <signal.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -49,17 +46,7 @@ class Process {
   // A child that runs `body`, with every signal blocked and at its default, and ends with it. Where
   // there are threads, body makes only calls that are safe after a fork of them. `object` is what
   // an Error says it was for.
-  template <typename Body>
-  static Process fork(std::string_view object, Body body) {
-    BlockedSignals blocked;
-    int pid = ::fork();
-    if (pid == 0) {
-      default_signals();
-      body();
-      ::_exit(0);
-    }
-    return forked(pid, errno, object);
-  }
+  static Process fork(std::string_view object, const std::function<void()>& body);
 
   // Takes over a child of ours that something else started (runc, CRIU).
   static Process adopt(int pid) { return Process(pid, Fd::pidfd(pid)); }
@@ -77,17 +64,6 @@ class Process {
 
  private:
   Process(int pid, Fd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
-  // No handler of ours runs in a child.
-  class BlockedSignals {
-   public:
-    BlockedSignals();
-    ~BlockedSignals();
-
-   private:
-    sigset_t before_;
-  };
-  static void default_signals();
-  static Process forked(int pid, int error_number, std::string_view object);
   void finish() noexcept;
   int pid_ = -1;
   Fd pidfd_;
